@@ -1,0 +1,110 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) 2026 the reidfast authors
+//
+// reidfast._C: build facts and instruction-set control. Ops are reached through torch's dispatcher, never through here.
+#include <ATen/Version.h>
+#include <pybind11/pybind11.h>
+#include <torch/version.h>
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+#include "csrc/torch/op.h"
+
+// torch lets ATEN_CPU_CAPABILITY=default|avx2|avx512 override what it found; asking it keeps both sides in step.
+namespace reidfast {
+
+namespace cpu {
+namespace {
+Isa current_isa = Isa::kDefault;
+}
+Isa isa() { return current_isa; }
+void set_isa(Isa isa) { current_isa = isa; }
+}  // namespace cpu
+
+namespace {
+
+constexpr const char* kIsaNames[] = {"default", "avx2", "avx512"};
+
+cpu::Isa isa_from_torch() {
+  const std::string capability = at::get_cpu_capability();  // "DEFAULT", "AVX2", "AVX512"
+#if defined(REID_HAVE_X86_ISA)
+  if (capability == "AVX512") return cpu::Isa::kAvx512;
+  if (capability == "AVX2") return cpu::Isa::kAvx2;
+#endif
+  return cpu::Isa::kDefault;
+}
+
+void set_isa_by_name(const std::string& name) {
+  for (int i = 0; i < 3; ++i) {
+    if (name != kIsaNames[i]) continue;
+    if (i > static_cast<int>(isa_from_torch()))
+      throw std::invalid_argument("set_isa: expected at most '" +
+                                  std::string(kIsaNames[static_cast<int>(isa_from_torch())]) +
+                                  "', what this processor and ATEN_CPU_CAPABILITY allow, got '" + name + "'");
+    cpu::set_isa(static_cast<cpu::Isa>(i));
+    return;
+  }
+  throw std::invalid_argument("set_isa: expected default, avx2 or avx512, got '" + name + "'");
+}
+
+}  // namespace
+
+Tensor empty_output(c10::IntArrayRef sizes, const c10::TensorOptions& options) {
+  Tensor out = at::empty(sizes, options);
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  if (out.is_cpu() && out.nbytes() >= 2 * kHuge) {
+    const auto begin = reinterpret_cast<uintptr_t>(out.mutable_data_ptr()), end = begin + out.nbytes();
+    const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
+    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+  }
+#endif
+  return out;
+}
+
+void no_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
+  const auto inputs = torch::jit::last(*stack, op.schema().arguments().size());
+  bool records = false;
+  for (const auto& value : inputs) records |= value.isTensor() && value.toTensor().requires_grad();
+  if (records && at::GradMode::is_enabled()) {
+    std::string name = op.schema().name();
+    name = name.substr(name.find("::") + 2);
+    name = name.substr(0, name.rfind("_backward"));
+    TORCH_CHECK(false, name, ": double backward is not implemented; call backward without create_graph=True, or use ",
+                "`with reidfast.use_backend('reference')`, which is differentiable any number of times");
+  }
+  at::AutoDispatchBelowAutograd guard;
+  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+}
+
+}  // namespace reidfast
+
+PYBIND11_MODULE(_C, m) {
+  using namespace reidfast;
+  cpu::set_isa(isa_from_torch());
+  m.doc() = "Compiled part of reidfast: build facts and instruction-set control. Ops are torch.ops.reidfast.*.";
+  m.def("build_info", [] {
+    pybind11::dict info;
+    info["compiler"] = REID_COMPILER;
+    info["torch"] = TORCH_VERSION;
+#if defined(REID_WITH_CUDA)
+    info["cuda"] = true;
+#else
+    info["cuda"] = false;
+#endif
+#if defined(REID_CUDA_ARCHITECTURES)
+    info["cuda_architectures"] = REID_CUDA_ARCHITECTURES;
+#endif
+    return info;
+  });
+  m.def(
+      "isa", [] { return kIsaNames[static_cast<int>(cpu::isa())]; },
+      "Instruction set in force: default, avx2 or avx512.");
+  m.def("set_isa", &set_isa_by_name, pybind11::arg("name"), "Choose an instruction set, for tests and measurements.");
+}

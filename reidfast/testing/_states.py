@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Context managers that change a global setting and put it back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Run with ``count`` CPU threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def isa(name: str) -> Iterator[None]:
+    """Run the CPU kernels in "default", "avx2" or "avx512"; ValueError where this processor lacks it."""
+    from reidfast.ops._extension import extension
+
+    if extension is None:
+        raise ValueError("isa: reidfast._C is not built here")
+    before = extension.isa()
+    extension.set_isa(name)
+    try:
+        yield
+    finally:
+        extension.set_isa(before)
+
+
+@contextmanager
+def nan_poison() -> Iterator[None]:
+    """Fill every fresh uninitialised tensor with NaN (the largest integer): an output that is not written shows."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0])
+        torch.utils.deterministic.fill_uninitialized_memory = before[1]
