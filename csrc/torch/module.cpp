@@ -4,6 +4,8 @@
 // reidfast._C: build facts and instruction-set control. Ops are reached through torch's dispatcher, never through here.
 #include <ATen/Version.h>
 #include <pybind11/pybind11.h>
+#include <torch/csrc/autograd/functions/basic_ops.h>
+#include <torch/csrc/autograd/functions/utils.h>
 #include <torch/version.h>
 
 #if defined(__linux__)
@@ -68,19 +70,33 @@ Tensor empty_output(c10::IntArrayRef sizes, const c10::TensorOptions& options) {
   return out;
 }
 
+// torch 2.11 holds nodes by shared_ptr, 2.13 by intrusive_ptr.
+template <typename Pointer>
+Pointer make_node(std::string message, torch::autograd::edge_list edges) {
+  if constexpr (std::is_same_v<Pointer, std::shared_ptr<torch::autograd::Node>>)
+    return std::make_shared<torch::autograd::Error>(std::move(message), std::move(edges));
+  else
+    return c10::make_intrusive<torch::autograd::Error>(std::move(message), std::move(edges));
+}
+
+// The gradient itself is right; only differentiating it again is refused, and only when somebody does.
 void no_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys, torch::jit::Stack* stack) {
-  const auto inputs = torch::jit::last(*stack, op.schema().arguments().size());
-  bool records = false;
-  for (const auto& value : inputs) records |= value.isTensor() && value.toTensor().requires_grad();
-  if (records && at::GradMode::is_enabled()) {
-    std::string name = op.schema().name();
-    name = name.substr(name.find("::") + 2);
-    name = name.substr(0, name.rfind("_backward"));
-    TORCH_CHECK(false, name, ": double backward is not implemented; call backward without create_graph=True, or use ",
-                "`with reidfast.use_backend('reference')`, which is differentiable any number of times");
+  variable_list recorded;
+  for (const auto& value : torch::jit::last(*stack, op.schema().arguments().size()))
+    if (value.isTensor() && value.toTensor().requires_grad()) recorded.push_back(value.toTensor());
+  {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
   }
-  at::AutoDispatchBelowAutograd guard;
-  op.redispatchBoxed(keys & c10::after_autograd_keyset, stack);
+  if (recorded.empty() || !at::GradMode::is_enabled()) return;
+  std::string name = op.schema().name();
+  name = name.substr(name.find("::") + 2);
+  name = name.substr(0, name.rfind("_backward"));
+  const auto refuse = make_node<decltype(torch::autograd::Edge().function)>(
+      name + ": double backward is not implemented; `with reidfast.use_backend('reference')` is differentiable twice",
+      torch::autograd::collect_next_edges(recorded));
+  for (const auto& value : torch::jit::last(*stack, op.schema().returns().size()))
+    if (value.isTensor() && value.toTensor().defined()) torch::autograd::set_history(value.toTensor(), refuse);
 }
 
 }  // namespace reidfast

@@ -1,0 +1,328 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""set_pool against its float64 reference: shapes, strides, empties, extremes, autograd, compile, errors."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import reidfast
+from reidfast import implementations
+from reidfast.ops import set_pool
+from reidfast.ops.reference.set_pool import set_pool as reference
+from reidfast.testing import (
+    FLOATS,
+    assert_no_worse,
+    call_overhead,
+    devices,
+    isa,
+    nan_poison,
+    peak_memory,
+    shape_id,
+    threads,
+)
+
+WEIGHTINGS = ("linear", "sigmoid", "softmax")
+SETS = [(1, 1), (3, 5), (2, 64), (17, 130), (64, 1031)]  # sets, dim: one, odd, past a block edge, past 1024
+OP = torch.ops.reidfast.set_pool.default
+
+
+@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("set_pool", d)], ids=shape_id)
+def impl(request):
+    device, name = request.param
+    function = implementations("set_pool", device)[name]
+    function_on = lambda x, z, o, w: function(x.to(device), z.to(device), None if o is None else o.to(device), w)  # noqa: E731
+    return function_on
+
+
+def ragged(sets, dim, dtype=torch.float64, *, empties=True, seed=0, requires_grad=False):
+    generator = torch.Generator().manual_seed(seed)
+    sizes = torch.randint(0 if empties else 1, 9, (sets,), generator=generator)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    total = int(offsets[-1])
+    x = torch.randn(total, dim, generator=generator, dtype=torch.float64).to(dtype)
+    z = (torch.rand(total, generator=generator, dtype=torch.float64) * 3 + 0.1).to(dtype)
+    return x.requires_grad_(requires_grad), z.requires_grad_(requires_grad), offsets
+
+
+def run(function, x, z, offsets, weighting, grad):
+    """Output and gradients of ``function``."""
+    x, z = x.detach().requires_grad_(), z.detach().requires_grad_()
+    out = function(x, z, offsets, weighting)
+    return (out, *torch.autograd.grad(out, (x, z), grad.to(out)))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("dtype", FLOATS, ids=shape_id)
+@pytest.mark.parametrize("sets,dim", SETS, ids=shape_id)
+def test_matches_reference(impl, sets, dim, dtype, weighting):
+    x, z, offsets = ragged(sets, dim, dtype, seed=sets)
+    grad = torch.randn(sets, dim)
+    exact = run(reference, x.double(), z.double(), offsets, weighting, grad.to(dtype))
+    assert_no_worse(
+        run(impl, x, z, offsets, weighting, grad.to(dtype)),
+        exact,
+        run(reference, x, z, offsets, weighting, grad.to(dtype)),
+    )
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3)], ids=shape_id)
+@pytest.mark.parametrize("dtype", FLOATS, ids=shape_id)
+def test_dense_equals_ragged(impl, lead, dtype, weighting):
+    x = torch.randn(*lead, 5, 37).to(dtype)
+    z = torch.rand(*lead, 5).to(dtype)
+    count = x[..., 0, 0].numel()
+    offsets = torch.arange(count + 1) * 5
+    dense = impl(x, z, None, weighting)
+    assert dense.shape == (*lead, 37)
+    assert_no_worse(dense, reference(x.double(), z.double(), None, weighting), reference(x, z, None, weighting))
+    assert_no_worse(
+        dense.reshape(count, 37), impl(x.reshape(-1, 37), z.reshape(-1), offsets, weighting), dense.reshape(count, 37)
+    )
+
+
+def test_float32_scores_beside_half_features():
+    x, z, offsets = ragged(5, 33, torch.bfloat16)
+    z = z.float() / 3
+    out = set_pool(x, z, offsets, weighting="sigmoid")
+    assert out.dtype == torch.bfloat16
+    assert_no_worse(out, reference(x.double(), z.double(), offsets, "sigmoid"), reference(x, z, offsets, "sigmoid"))
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_strides(weighting):
+    base = torch.randn(7, 12, 40, dtype=torch.float64)
+    z = torch.rand(12, 7, dtype=torch.float64).t()
+    for x in (
+        base,
+        base.transpose(0, 1).contiguous().transpose(0, 1),
+        base.flip(2)[..., ::2],
+        base[..., :1].expand(-1, -1, 9),
+    ):
+        torch.testing.assert_close(set_pool(x, z, weighting=weighting), reference(x, z, None, weighting))
+    rows = torch.randn(21, 50, dtype=torch.float64)[::3, 5:30]
+    offsets = torch.tensor([0, 2, 7])
+    torch.testing.assert_close(
+        set_pool(rows, z[:, 0], offsets, weighting=weighting), reference(rows, z[:, 0], offsets, weighting)
+    )
+
+
+def test_empty_inputs(impl):
+    for offsets, rows in ((torch.tensor([0]), 0), (torch.tensor([0, 0, 0]), 0), (torch.tensor([0, 0, 2, 2]), 2)):
+        x, z = torch.randn(rows, 3, requires_grad=True), torch.ones(rows, requires_grad=True)
+        out = impl(x, z, offsets, "softmax")
+        assert out.shape == (len(offsets) - 1, 3)
+        assert torch.equal(out.cpu()[offsets.diff() == 0], torch.zeros(int((offsets.diff() == 0).sum()), 3))
+        out.sum().backward()
+        assert x.grad.shape == x.shape and bool(x.grad.isfinite().all())
+    assert impl(torch.randn(4, 0, 3), torch.rand(4, 0), None, "linear").tolist() == [[0.0] * 3] * 4
+    assert impl(torch.randn(4, 2, 0), torch.rand(4, 2), None, "linear").shape == (4, 0)
+    assert impl(torch.randn(0, 2, 5), torch.rand(0, 2), None, "softmax").shape == (0, 5)
+
+
+def test_linear_zero_sum_gives_zeros(impl):
+    x = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    z = torch.tensor([1.0, -1.0, 0.0, 0.0], dtype=torch.float64, requires_grad=True)
+    out = impl(x, z, torch.tensor([0, 2, 4]), "linear")
+    assert torch.equal(out, torch.zeros_like(out))
+    gx, gz = torch.autograd.grad(out.sum(), (x, z))
+    assert torch.equal(gx, torch.zeros_like(gx)) and bool(gz.isfinite().all())
+
+
+@pytest.mark.parametrize("weighting", ["sigmoid", "softmax"])
+def test_extreme_scores_stay_finite(impl, weighting):
+    z = torch.tensor([-1e4, -9e3, 1e4, 3e4, -120.0, -121.0], requires_grad=True)
+    x = torch.randn(6, 5, requires_grad=True)
+    offsets = torch.tensor([0, 2, 4, 6])
+    out = impl(x, z, offsets, weighting)
+    exact = reference(x.double(), z.double(), offsets, weighting)
+    torch.testing.assert_close(out.double(), exact, rtol=1e-5, atol=1e-6)
+    for grad in torch.autograd.grad(out.square().sum(), (x, z)):
+        assert bool(grad.isfinite().all())
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_nan_stays_within_its_set(impl, weighting):
+    x, z = torch.randn(6, 3), torch.rand(6)
+    z[1] = torch.nan
+    x[5, 0] = torch.nan
+    out = impl(x, z, torch.tensor([0, 2, 4, 6]), weighting).cpu()
+    assert bool(out[0].isnan().all()) and bool(out[1].isfinite().all())
+    assert out[2].isnan().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_gradcheck(weighting):
+    x, z, offsets = ragged(6, 5, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, z: set_pool(x, z, offsets, weighting=weighting), (x, z))
+    x, z = torch.randn(2, 3, 4, 5, dtype=torch.float64), torch.rand(2, 3, 4, dtype=torch.float64) + 0.1
+    x, z = x.requires_grad_(), z.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x, z: set_pool(x, z, weighting=weighting), (x, z))
+
+
+def test_gradient_only_where_asked():
+    x, z, offsets = ragged(4, 6)
+    for needs in ((True, False), (False, True)):
+        inputs = [x.clone().requires_grad_(needs[0]), z.clone().requires_grad_(needs[1])]
+        set_pool(*inputs, offsets).sum().backward()
+        assert [t.grad is not None for t in inputs] == list(needs)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("grads", [(True, True), (True, False), (False, True), (False, False)])
+def test_opcheck(weighting, grads):
+    x, z, offsets = ragged(5, 7, torch.float32)
+    x, z = x.requires_grad_(grads[0]), z.requires_grad_(grads[1])
+    torch.library.opcheck(OP, (x, z, offsets, weighting))
+    torch.library.opcheck(OP, (x.detach().t().contiguous().t().requires_grad_(grads[0]), z, offsets, weighting))
+    dense = torch.randn(2, 3, 4, requires_grad=grads[0])
+    torch.library.opcheck(OP, (dense, torch.rand(2, 3, requires_grad=grads[1]), None, weighting))
+
+
+def test_no_double_backward():
+    x, z, offsets = ragged(3, 4, requires_grad=True)
+    (grad,) = torch.autograd.grad(set_pool(x, z, offsets).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="set_pool: double backward is not implemented"):
+        grad.sum().backward()
+    with reidfast.use_backend("reference"):
+        (grad,) = torch.autograd.grad(set_pool(x, z, offsets).square().sum(), x, create_graph=True)
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_compiles_without_breaks(backend):
+    compiled = torch.compile(
+        lambda x, z, o: set_pool(x, z, o, weighting="sigmoid"), fullgraph=True, dynamic=True, backend=backend
+    )
+    for sets, dim in ((3, 5), (9, 31)):
+        x, z, offsets = ragged(sets, dim, torch.float32, requires_grad=True, seed=dim)
+        grad = torch.randn(sets, dim)
+        got = torch.autograd.grad(compiled(x, z, offsets), (x, z), grad)
+        want = torch.autograd.grad(set_pool(x, z, offsets, weighting="sigmoid"), (x, z), grad)
+        torch.testing.assert_close(got, want)
+
+
+def test_export():
+    class Pool(torch.nn.Module):
+        def forward(self, x, z):
+            return set_pool(x, z, weighting="softmax")
+
+    x, z = torch.randn(4, 6, 8), torch.randn(4, 6)
+    sets = torch.export.Dim("sets", min=2)
+    exported = torch.export.export(Pool(), (x, z), dynamic_shapes=({0: sets}, {0: sets}))
+    torch.testing.assert_close(exported.module()(x[:3], z[:3]), set_pool(x[:3], z[:3], weighting="softmax"))
+
+
+def test_every_output_is_written():
+    x, z, offsets = ragged(9, 35, torch.float32)
+    with nan_poison():
+        for result in run(OP, x, z, offsets, "linear", torch.ones(9, 35)):
+            assert bool(result.isfinite().all())
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_same_bits_for_any_number_of_threads(weighting):
+    x, z, offsets = ragged(300, 257, torch.float32)
+    grad = torch.randn(300, 257)
+    with threads(1):
+        one = run(OP, x, z, offsets, weighting, grad)
+    for count in (2, 3, 7):
+        with threads(count):
+            many = run(OP, x, z, offsets, weighting, grad)
+        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
+
+
+@pytest.mark.parametrize("name", ["default", "avx2", "avx512"])
+def test_every_instruction_set(name):
+    x, z, offsets = ragged(20, 300, torch.float16)
+    grad = torch.randn(20, 300)
+    try:
+        with isa(name):
+            got = run(OP, x, z, offsets, "sigmoid", grad)
+    except ValueError as error:
+        pytest.skip(str(error))
+    exact = run(reference, x.double(), z.double(), offsets, "sigmoid", grad.half())
+    assert_no_worse(got, exact, run(reference, x, z, offsets, "sigmoid", grad))
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    sizes=st.lists(st.integers(0, 7), min_size=0, max_size=12),
+    dim=st.integers(1, 70),
+    dtype=st.sampled_from(FLOATS),
+    weighting=st.sampled_from(WEIGHTINGS),
+    scale=st.sampled_from([0.0, 1e-3, 1.0, 30.0]),
+    seed=st.integers(0, 2**20),
+)
+def test_property(sizes, dim, dtype, weighting, scale, seed):
+    offsets = torch.tensor([0, *torch.tensor(sizes, dtype=torch.int64).cumsum(0).tolist()])
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(int(offsets[-1]), dim, generator=generator).to(dtype)
+    z = (scale * torch.rand(int(offsets[-1]), generator=generator)).to(dtype)
+    assert_no_worse(
+        set_pool(x, z, offsets, weighting=weighting),
+        reference(x.double(), z.double(), offsets, weighting),
+        reference(x, z, offsets, weighting),
+    )
+
+
+def test_memory_is_linear_in_frames():
+    setup = "x, z, o = torch.ones(8192, 1024), torch.ones(8192), torch.arange(0, 8193, 8)"
+    peak = peak_memory(setup, "y = reidfast.ops.set_pool(x, z, o)")
+    assert peak < 4 * 1024 * 1024 + 6 * 2**20, f"{peak / 2**20:.1f} MiB beyond inputs of 32 MiB for an output of 4 MiB"
+
+
+def test_call_overhead():
+    x, z, offsets = ragged(3, 4, torch.float32, empties=False, requires_grad=True)
+    assert (
+        call_overhead(lambda: set_pool(x, z, offsets)) < 8
+    )  # the figure itself (at most 4) is the benchmark's business
+
+
+def test_vector_qan():  # METHODS TV-QAN: R = sin(0.9 n + 0.3), z = sin(0.8 n + 0.1)
+    frames = torch.sin(0.9 * torch.arange(20, dtype=torch.float64) + 0.3).view(4, 5)
+    z = torch.sin(0.8 * torch.arange(4, dtype=torch.float64) + 0.1).requires_grad_()
+    pooled = set_pool(frames, z, weighting="sigmoid")
+    want = torch.tensor([0.06616938, 0.05666521, 0.00427794, -0.05134679, -0.06811330], dtype=torch.float64)
+    torch.testing.assert_close(pooled, want, atol=1e-8, rtol=0)
+    (pooled * torch.sin(1.1 * torch.arange(5, dtype=torch.float64) + 0.5)).sum().backward()
+    want = torch.tensor([0.17772997, -0.20783872, -0.09516428, 0.22711906], dtype=torch.float64)
+    torch.testing.assert_close(z.grad, want, atol=1e-8, rtol=0)
+
+
+F, Z = torch.randn(6, 3), torch.rand(6)
+BAD = [
+    ((F.long(), Z), TypeError, "features of dtype float32"),
+    ((F.numpy(), Z), TypeError, "features to be a torch.Tensor"),
+    ((F, Z.long()), TypeError, "scores of dtype"),
+    ((F, Z[:5]), ValueError, r"scores \(5,\)"),
+    ((F[0], Z[0]), ValueError, "expected features"),
+    ((F.double(), Z), TypeError, "float64"),
+    ((F, Z, torch.tensor([0, 6], dtype=torch.int32)), TypeError, "int64"),
+    ((F, Z, torch.tensor([0, 5])), ValueError, "from 0 to T=6, got 0 to 5"),
+    ((F, Z, torch.tensor([1, 6])), ValueError, "got 1 to 6"),
+    ((F, Z, torch.tensor([0, 4, 3, 6])), ValueError, "never decrease, got 4 before 3"),
+    ((F, Z, torch.tensor([[0, 6]])), ValueError, "offsets"),
+    ((F, Z, torch.tensor([], dtype=torch.int64)), ValueError, "offsets"),
+    ((F.view(2, 3, 3), Z.view(2, 3), torch.tensor([0, 2])), ValueError, "beside offsets"),
+    ((F, Z.to("meta")), ValueError, "device"),
+]
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+@pytest.mark.parametrize("bad,error,words", BAD)
+def test_rejects(bad, error, words, backend):
+    with reidfast.use_backend(backend), pytest.raises(error, match=words):
+        set_pool(*bad)
+
+
+def test_rejects_weighting():
+    with pytest.raises(ValueError, match="weighting to be one of 'linear', 'sigmoid', 'softmax', got 'mean'"):
+        set_pool(F, Z, weighting="mean")
+
+
+def test_out_of_bounds_offsets_never_reach_the_kernel():
+    with pytest.raises((ValueError, RuntimeError), match="offsets"):
+        OP(F, Z, torch.tensor([0, 9, 6]), "linear")
