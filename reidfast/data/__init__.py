@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Data sets as tables of (path, pid, camid), images decoded on demand, and rendered people that need no download."""
+
+from reidfast.data import cuhk03, folder, market1501, msmt17, splits  # noqa: F401  (imported to register their readers)
+from reidfast.data.records import Record, Records, ReidData, concatenate, split_identities
+from reidfast.data.registry import DataWarning, data_root, load, names
+
+__all__ = [
+    "DataWarning",
+    "Record",
+    "Records",
+    "ReidData",
+    "concatenate",
+    "data_root",
+    "load",
+    "names",
+    "split_identities",
+]
