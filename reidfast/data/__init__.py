@@ -3,16 +3,20 @@
 """Data sets as tables of (path, pid, camid), images decoded on demand, and rendered people that need no download."""
 
 from reidfast.data import cuhk03, folder, market1501, msmt17, splits  # noqa: F401  (imported to register their readers)
+from reidfast.data.images import EvalTransform, ImageDataset, decode
 from reidfast.data.records import Record, Records, ReidData, concatenate, split_identities
 from reidfast.data.registry import DataWarning, data_root, load, names
 
 __all__ = [
     "DataWarning",
+    "EvalTransform",
+    "ImageDataset",
     "Record",
     "Records",
     "ReidData",
     "concatenate",
     "data_root",
+    "decode",
     "load",
     "names",
     "split_identities",
