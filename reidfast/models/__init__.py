@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Models by name, and their weights.
+
+model = create_model("osnet_x0_25", weights="osnet_x0_25_msmt17.npz").eval()
+features = model(images)              # [B, 512]
+cells = model.forward_map(images)     # [B, 128, 16, 8] of 256 x 128 pixels
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from .backbones import OSNET_CHANNELS, RESNET_LAYERS, Backbone, ColorStripes, MobileNetV2, OSNet, ResNet
+from .weights import Loaded, WeightsError, load_weights, read_weights, save_weights, unfold_batch_norms
+
+__all__ = [
+    "Backbone",
+    "ColorStripes",
+    "Loaded",
+    "MobileNetV2",
+    "OSNet",
+    "ResNet",
+    "WeightsError",
+    "create_model",
+    "list_models",
+    "load_weights",
+    "read_weights",
+    "register_model",
+    "save_weights",
+    "unfold_batch_norms",
+]
+
+_MODELS: dict[str, Callable[..., nn.Module]] = {}
+
+
+def register_model(name: str, factory: Callable[..., nn.Module] | None = None) -> Any:
+    """Make `create_model(name, **options)` call `factory(**options)`; without a factory, a decorator.
+
+    Raises:
+        ValueError: The name is taken.
+    """
+    if factory is None:
+        return partial(register_model, name)
+    if name in _MODELS:
+        raise ValueError(f"register_model: {name!r} is registered already")
+    _MODELS[name] = factory
+    return factory
+
+
+def list_models() -> list[str]:
+    """The names that `create_model` knows, sorted."""
+    return sorted(_MODELS)
+
+
+def create_model(
+    name: str, *, weights: str | os.PathLike[str] | None = None, strict: bool = True, **options: Any
+) -> nn.Module:
+    """A model by its name, in training mode as modules are born.
+
+    Args:
+        name: One of `list_models()`.
+        weights: A checkpoint (`load_weights`); a classifier in it is left out where the model has none. None: random
+            parameters.
+        strict: See `load_weights`.
+        options: Keyword arguments of the model's class, for example `last_stride=1`.
+
+    Raises:
+        ValueError: Unknown name, or an option the model does not have.
+        WeightsError: The checkpoint is none, or does not fit.
+    """
+    factory = _MODELS.get(name)
+    if factory is None:
+        close = difflib.get_close_matches(name, _MODELS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(list_models())}"
+        raise ValueError(f"create_model: expected the name of a model, got {name!r}; {hint}")
+    try:
+        model = factory(**options)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise ValueError(f"create_model: {name} does not take these options: {error}") from error
+    if weights is not None:
+        load_weights(model, weights, strict, drop_classifier=isinstance(model, Backbone))
+    return model
+
+
+for _name, _channels in OSNET_CHANNELS.items():
+    register_model(_name, partial(OSNet, _channels))
+register_model("osnet_ibn_x1_0", partial(OSNet, OSNET_CHANNELS["osnet_x1_0"], instance_norm=True))
+for _name, (_block, _layers) in RESNET_LAYERS.items():
+    register_model(_name, partial(ResNet, _block, _layers))
+register_model("mobilenet_v2", MobileNetV2)
+register_model("color_stripes", ColorStripes)

@@ -1,0 +1,11 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Networks from images to feature maps and features."""
+
+from .base import Backbone
+from .color_stripes import ColorStripes
+from .mobilenet_v2 import MobileNetV2
+from .osnet import OSNET_CHANNELS, OSNet
+from .resnet import RESNET_LAYERS, ResNet
+
+__all__ = ["OSNET_CHANNELS", "RESNET_LAYERS", "Backbone", "ColorStripes", "MobileNetV2", "OSNet", "ResNet"]
