@@ -39,11 +39,12 @@ def isa(name: str) -> Iterator[None]:
 @contextmanager
 def nan_poison() -> Iterator[None]:
     """Fill every fresh uninitialised tensor with NaN (the largest integer): an output that is not written shows."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
+    config = torch.utils.deterministic
+    before = torch.are_deterministic_algorithms_enabled(), config.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = True
+    config.fill_uninitialized_memory = True  # type: ignore[attr-defined]
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0])
-        torch.utils.deterministic.fill_uninitialized_memory = before[1]
+        config.fill_uninitialized_memory = before[1]  # type: ignore[attr-defined]
