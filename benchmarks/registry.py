@@ -76,7 +76,11 @@ def load_all() -> dict[str, Bench]:
     for package, prefix in ((benchmarks.ops, "benchmarks.ops."), (benchmarks, "benchmarks.")):
         for module in pkgutil.iter_modules(package.__path__, prefix):
             plain = module.name.rsplit(".", 1)[-1]
-            if not module.ispkg and plain not in ("run", "registry", "timing") and not plain.startswith("test_"):
+            if (
+                not module.ispkg
+                and plain not in ("overhead", "registry", "run", "timing")
+                and not plain.startswith("test_")
+            ):
                 importlib.import_module(module.name)
     return REGISTRY
 
