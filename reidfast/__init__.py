@@ -8,8 +8,8 @@ the protocols; ``reidfast.backends()`` says which implementation serves which de
 
 from __future__ import annotations
 
-from reidfast import ops
+from reidfast import evaluation, ops
 from reidfast.ops._backends import backends, implementations, use_backend
 from reidfast.version import __version__
 
-__all__ = ["__version__", "backends", "implementations", "ops", "use_backend"]
+__all__ = ["__version__", "backends", "evaluation", "implementations", "ops", "use_backend"]

@@ -1,0 +1,213 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) 2026 the reidfast authors
+#include "csrc/cpu/ranking.h"
+
+#include <c10/util/BFloat16.h>
+#include <c10/util/Half.h>
+
+#include <bit>
+#include <cmath>
+#include <type_traits>
+
+#include "csrc/cpu/vec.h"
+
+namespace reidfast::cpu::REID_ISA {
+
+namespace {
+
+template <typename T>
+using count_t = std::conditional_t<sizeof(T) == 8, int64_t, int32_t>;  // as wide as T: one vector compare, one add
+
+// Above this many thresholds a binary search per element is cheaper than a compare per threshold.
+constexpr int64_t kSearchAbove = 96;
+
+template <typename T>
+count_t<T> count_equal(const T* d, int64_t n, T t) {
+  count_t<T> sum = 0;
+  for (int64_t j = 0; j < n; ++j) sum += d[j] == t;
+  return sum;
+}
+
+// below and up_to (d <= t) for four thresholds at a time, so that a loaded vector meets eight compares.
+template <typename T>
+void compare_counts(const T* d, int64_t n, const T* t, int64_t m, count_t<T>* below, count_t<T>* up_to) {
+  using C = count_t<T>;
+  int64_t k = 0;
+  for (; k + 4 <= m; k += 4) {
+    const T t0 = t[k], t1 = t[k + 1], t2 = t[k + 2], t3 = t[k + 3];
+    C a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      const T v = d[j];
+      a0 += v < t0;
+      a1 += v < t1;
+      a2 += v < t2;
+      a3 += v < t3;
+      b0 += v <= t0;
+      b1 += v <= t1;
+      b2 += v <= t2;
+      b3 += v <= t3;
+    }
+    below[k] = a0, below[k + 1] = a1, below[k + 2] = a2, below[k + 3] = a3;
+    up_to[k] = b0, up_to[k + 1] = b1, up_to[k + 2] = b2, up_to[k + 3] = b3;
+  }
+  for (; k < m; ++k) {
+    const T t0 = t[k];
+    C a0 = 0, b0 = 0;
+    for (int64_t j = 0; j < n; ++j) {
+      a0 += d[j] < t0;
+      b0 += d[j] <= t0;
+    }
+    below[k] = a0, up_to[k] = b0;
+  }
+}
+
+// First k with t[k] >= v (strict: > v) among m ascending thresholds.
+template <bool kStrict, typename T>
+int64_t bound(const T* t, int64_t m, T v) {
+  int64_t low = 0;
+  while (m > 0) {
+    const int64_t half = m / 2;
+    const bool right = kStrict ? t[low + half] <= v : t[low + half] < v;
+    low = right ? low + half + 1 : low;
+    m = right ? m - half - 1 : half;
+  }
+  return low;
+}
+
+}  // namespace
+
+template <typename S, typename T>
+void load_row(const S* x, int64_t step, int64_t n, T* y, bool* has_nan) {
+  int32_t bad = 0;
+  if (step == 1)
+    for (int64_t j = 0; j < n; ++j) {
+      const T v = static_cast<T>(static_cast<acc_t<S>>(x[j]));
+      bad |= !(v == v);
+      y[j] = v;
+    }
+  else
+    for (int64_t j = 0; j < n; ++j) {
+      const T v = static_cast<T>(static_cast<acc_t<S>>(x[j * step]));
+      bad |= !(v == v);
+      y[j] = v;
+    }
+  *has_nan |= bad != 0;
+}
+
+template <typename T>
+void count_row(const T* d, int64_t n, int64_t first_column, const T* thresholds, const int64_t* column, int64_t m,
+               int64_t* below, int64_t* equal, int64_t* before) {
+  constexpr int64_t kGroup = 64;
+  const auto ties = [&](int64_t k) {
+    const int64_t upto = column[k] - first_column;
+    return upto <= 0 ? 0 : static_cast<int64_t>(count_equal(d, upto < n ? upto : n, thresholds[k]));
+  };
+  if (m <= kSearchAbove) {
+    for (int64_t k0 = 0; k0 < m; k0 += kGroup) {
+      const int64_t group = m - k0 < kGroup ? m - k0 : kGroup;
+      count_t<T> a[kGroup], b[kGroup];
+      compare_counts(d, n, thresholds + k0, group, a, b);
+      for (int64_t k = 0; k < group; ++k) {
+        below[k0 + k] += a[k];
+        if (b[k] != a[k]) {
+          equal[k0 + k] += b[k] - a[k];
+          before[k0 + k] += ties(k0 + k);
+        }
+      }
+    }
+    return;
+  }
+  // A column with d in [t[k-1], t[k]) is below every threshold from k on: add 1 where that begins, sum up at the end.
+  // One pass leaves the steps in `below`; the caller's earlier sums are restored by differencing first.
+  for (int64_t k = m - 1; k > 0; --k) below[k] -= below[k - 1];
+  const T last = thresholds[m - 1];
+  for (int64_t j = 0; j < n; ++j) {
+    if (!(d[j] <= last)) continue;
+    const int64_t low = bound<false>(thresholds, m, d[j]);
+    int64_t high = low;
+    for (; high < m && thresholds[high] == d[j]; ++high) {
+      ++equal[high];
+      before[high] += j + first_column < column[high];
+    }
+    if (high < m) ++below[high];
+  }
+  for (int64_t k = 1; k < m; ++k) below[k] += below[k - 1];
+}
+
+template <typename T>
+void select_below(const T* d, int64_t n, int64_t first_column, T bound, T* values, int64_t* columns, int64_t* found) {
+  constexpr int64_t kStep = 64;
+  int64_t count = 0;
+  for (int64_t j0 = 0; j0 < n; j0 += kStep) {
+    const int64_t step = n - j0 < kStep ? n - j0 : kStep;
+    count_t<T> any = 0;
+    for (int64_t j = 0; j < step; ++j) any += d[j0 + j] < bound;
+    if (any == 0) continue;
+    for (int64_t j = j0; j < j0 + step; ++j) {
+      if (d[j] < bound) {
+        values[count] = d[j];
+        columns[count] = first_column + j;
+        ++count;
+      }
+    }
+  }
+  *found = count;
+}
+
+template <typename T>
+void histogram_row(const T* d, int64_t n, int prefix_bits, uint64_t prefix, int bits, int64_t* histogram) {
+  using U = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
+  constexpr int kWidth = 8 * sizeof(T);
+  const int shift = kWidth - prefix_bits - bits;
+  const U mask = (U(1) << bits) - 1;
+  for (int64_t j = 0; j < n; ++j) {
+    const T v = d[j] + T(0);  // -0 becomes +0: equal distances, equal keys
+    if (!(v == v)) continue;
+    U key = std::bit_cast<U>(v);
+    key = key >> (kWidth - 1) ? ~key : key | (U(1) << (kWidth - 1));
+    if (prefix_bits != 0 && key >> (kWidth - prefix_bits) != prefix) continue;
+    ++histogram[(key >> shift) & mask];
+  }
+}
+
+template <typename T>
+void single_shot_row(const T* d, int64_t n, const int32_t* identity, const int32_t* size, int32_t identities, T t,
+                     int64_t column, int32_t own, int64_t max_rank, int32_t* closer, double* pmf, double* chance) {
+  for (int32_t i = 0; i < identities; ++i) closer[i] = 0;
+  for (int64_t j = 0; j < n; ++j) {
+    if (identity[j] < 0 || identity[j] == own) continue;
+    closer[identity[j]] += d[j] < t || (d[j] == t && j < column);
+  }
+  // pmf[r] = P(exactly r identities show a closer image), for r < max_rank: a Poisson-binomial, one identity at a time.
+  pmf[0] = 1.0;
+  for (int64_t r = 1; r < max_rank; ++r) pmf[r] = 0.0;
+  int64_t top = 0;  // pmf is zero above
+  for (int32_t i = 0; i < identities; ++i) {
+    if (closer[i] == 0) continue;
+    const double p = static_cast<double>(closer[i]) / size[i],
+                 rest = static_cast<double>(size[i] - closer[i]) / size[i];
+    top = top + 1 < max_rank ? top + 1 : max_rank - 1;
+    for (int64_t r = top; r > 0; --r) pmf[r] = pmf[r] * rest + pmf[r - 1] * p;
+    pmf[0] *= rest;
+  }
+  double sum = 0.0;
+  for (int64_t r = 0; r < max_rank; ++r) chance[r] += sum += pmf[r];
+}
+
+#define INSTANTIATE(S)                                                         \
+  template void load_row<S, float>(const S*, int64_t, int64_t, float*, bool*); \
+  template void load_row<S, double>(const S*, int64_t, int64_t, double*, bool*);
+REID_FOR_EACH_FLOAT(INSTANTIATE)
+#undef INSTANTIATE
+#define INSTANTIATE(T)                                                                                              \
+  template void count_row<T>(const T*, int64_t, int64_t, const T*, const int64_t*, int64_t, int64_t*, int64_t*,     \
+                             int64_t*);                                                                             \
+  template void select_below<T>(const T*, int64_t, int64_t, T, T*, int64_t*, int64_t*);                             \
+  template void histogram_row<T>(const T*, int64_t, int, uint64_t, int, int64_t*);                                  \
+  template void single_shot_row<T>(const T*, int64_t, const int32_t*, const int32_t*, int32_t, T, int64_t, int32_t, \
+                                   int64_t, int32_t*, double*, double*);
+INSTANTIATE(float)
+INSTANTIATE(double)
+#undef INSTANTIATE
+
+}  // namespace reidfast::cpu::REID_ISA

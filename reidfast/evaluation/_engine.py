@@ -1,0 +1,397 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""The four things evaluation asks of a device: distances of listed pairs, counts, nearest rows, histograms.
+
+On the CPU the compiled ops serve (csrc/torch/evaluation.cpp); the functions here state the same in plain torch, tile by
+tile, and serve CUDA devices and builds without the compiled part. Lists per query are CSR on the CPU. Where a gallery
+is given in chunks, columns count on from chunk to chunk: ``first`` is the column of a chunk's first row.
+
+``status`` is int64 [3] on the CPU: side (0 query, 1 gallery), kind (0 fine, 1 NaN or inf, 2 too large), row. On CUDA it
+is always fine: looking would synchronise; ``validate=True`` looks beforehand.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from reidfast.ops._backends import Dispatch
+
+COSINE, EUCLIDEAN, SQEUCLIDEAN, DOT = range(4)
+CHUNK = 512  # columns of D per product
+BLOCK_QUERIES, BLOCK_GALLERY = 2048, 1024  # packed at a time; bounds memory, changes no result
+NOT_FINITE, TOO_LARGE = 1, 2
+
+
+def tile_shape(queries: int, device: str) -> tuple[int, int]:
+    """Query rows and gallery rows of a tile; every product has exactly this shape, padded with zeros."""
+    if device == "cpu":
+        return (32 if queries <= 32 else 128), 512
+    return (64 if queries <= 64 else 1024), 8192
+
+
+def distance_dtype(*features: Tensor) -> torch.dtype:
+    """float64 where any features are, else float32."""
+    return torch.float64 if any(f.dtype == torch.float64 for f in features) else torch.float32
+
+
+@contextlib.contextmanager
+def full_float32() -> Iterator[None]:
+    """No TensorFloat-32 in products of float32 on CUDA."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def fine() -> Tensor:
+    return torch.zeros(3, dtype=torch.int64)
+
+
+class BadRowError(Exception):
+    """A row that has no distances: .status says which."""
+
+    def __init__(self, side: int, kind: int, row: int) -> None:
+        self.status = torch.tensor([side, kind, row])
+
+
+@dataclass
+class _Packed:
+    data: Tensor  # [padded rows, D], normalised for cosine
+    square: Tensor  # [padded rows]
+    n: int
+
+
+def _pack(
+    x: Tensor, rows: Tensor | None, metric: int, dtype: torch.dtype, pad: int, side: int, base: int = 0
+) -> _Packed:
+    x = x if rows is None else x[rows.to(x.device)]
+    wide = x.double()
+    square = wide.square().sum(1)
+    if x.device.type == "cpu":
+        _check_rows(x, rows, square, metric, dtype, side, base)
+    if metric == COSINE:
+        largest = wide.abs().amax(1, keepdim=True)
+        wide = wide / torch.where(largest > 0, largest, 1)  # squares of tiny or huge rows stay in range
+        norm = wide.square().sum(1, keepdim=True).sqrt()
+        wide = wide / torch.where(norm > 0, norm, 1)
+    n = len(x)
+    data = torch.zeros(-(-n // pad) * pad, x.shape[1], dtype=dtype, device=x.device)
+    data[:n] = wide
+    padded = torch.zeros(len(data), dtype=dtype, device=x.device)
+    padded[:n] = square
+    return _Packed(data, padded, n)
+
+
+def _check_rows(
+    x: Tensor, rows: Tensor | None, square: Tensor, metric: int, dtype: torch.dtype, side: int, base: int
+) -> None:
+    limit = torch.finfo(torch.float64).max if metric == COSINE else torch.finfo(dtype).max / 8
+    suspect = torch.nonzero(~(square <= limit)).flatten()
+    for i in suspect.tolist():
+        finite = bool(torch.isfinite(x[i]).all())
+        if finite and metric == COSINE:
+            continue
+        raise BadRowError(side, TOO_LARGE if finite else NOT_FINITE, base + i if rows is None else int(rows[i]))
+
+
+def _tile(q: _Packed, i: int, height: int, g: _Packed, j: int, width: int, metric: int) -> Tensor:
+    a, b = q.data[i : i + height], g.data[j : j + width]
+    c = a[:, :CHUNK] @ b[:, :CHUNK].T
+    for k in range(CHUNK, a.shape[1], CHUNK):
+        c = torch.addmm(c, a[:, k : k + CHUNK], b[:, k : k + CHUNK].T)
+    if metric == COSINE:
+        return 1 - c
+    if metric == DOT:
+        return -c
+    square = ((q.square[i : i + height, None] + g.square[j : j + width]) - 2 * c).clamp_min(0)
+    # By way of float64: torch's own float32 root is not the nearest float on every CPU.
+    return square.double().sqrt().to(square.dtype) if metric == EUCLIDEAN else square
+
+
+@dataclass
+class _Block:
+    d: Tensor  # [queries, columns]
+    q: int  # first query
+    column: int  # first column
+
+
+def _blocks(
+    query: Tensor, gallery: Tensor, rows: Tensor | None, metric: int, height: int, width: int
+) -> Iterator[_Block]:
+    dtype = distance_dtype(query, gallery)
+    n = len(gallery) if rows is None else len(rows)
+    with full_float32():
+        packed = _pack(query, None, metric, dtype, height, 0)
+        for g0 in range(0, n, width):
+            if rows is None:
+                part = _pack(gallery[g0 : g0 + width], None, metric, dtype, width, 1, g0)
+            else:
+                part = _pack(gallery, rows[g0 : g0 + width], metric, dtype, width, 1)
+            for q0 in range(0, packed.n, height):
+                d = _tile(packed, q0, height, part, 0, width, metric)
+                yield _Block(d[: packed.n - q0, : part.n], q0, g0)
+
+
+def _entries(
+    ptr: Tensor, flat: Tensor, q: int, n: int, low: int, high: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """(row within the block, flat value) of the CSR entries of queries [q, q + n) with values in [low, high)."""
+    begin, end = int(ptr[q]), int(ptr[q + n])
+    row = torch.repeat_interleave(torch.arange(n), ptr[q + 1 : q + n + 1] - ptr[q : q + n])
+    values = flat[begin:end]
+    inside = (values >= low) & (values < high)
+    return row[inside].to(device), values[inside].to(device)
+
+
+def _leave_out(block: Tensor, ptr: Tensor, columns: Tensor, q: int, first: int) -> None:
+    row, column = _entries(ptr, columns, q, len(block), first, first + block.shape[1], block.device)
+    block[row, column - first] = torch.nan
+
+
+class _ThresholdTable:
+    """Thresholds of a block of queries as [n, P], padded with inf, and their counts on the way."""
+
+    def __init__(self, ptr: Tensor, values: Tensor, columns: Tensor, q: int, n: int, device: torch.device) -> None:
+        self.begin, self.end = int(ptr[q]), int(ptr[q + n])
+        sizes = ptr[q + 1 : q + n + 1] - ptr[q : q + n]
+        self.row = torch.repeat_interleave(torch.arange(n), sizes).to(device)
+        self.place = (torch.arange(self.begin, self.end) - torch.repeat_interleave(ptr[q : q + n], sizes)).to(device)
+        wide = max(1, int(sizes.max()) if n else 1)
+        self.t = torch.full((n, wide), torch.inf, dtype=values.dtype, device=device)
+        self.t[self.row, self.place] = values[self.begin : self.end].to(device)
+        self.column = torch.zeros((n, wide), dtype=torch.int64, device=device)
+        self.column[self.row, self.place] = columns[self.begin : self.end].to(device)
+
+    def add(self, d: Tensor, first: int, counts: Tensor) -> None:
+        """Adds to counts [3, n] what d [n, columns] holds; NaN counts for nothing."""
+        if self.begin == self.end:
+            return
+        d = torch.where(torch.isnan(d), torch.inf, d).contiguous()
+        wide = self.t.shape[1]
+        below, up_to = (
+            torch.zeros(len(d), wide + 1, dtype=torch.int64, device=d.device)
+            .scatter_add_(1, place, torch.ones_like(place))
+            .cumsum(1)[self.row, self.place]
+            for place in (torch.searchsorted(self.t, d, right=right) for right in (True, False))
+        )
+        equal = up_to - below
+        t = self.t[self.row, self.place]
+        equal = torch.where(torch.isinf(t), torch.zeros_like(equal), equal)
+        before = torch.zeros_like(equal)
+        tied = torch.nonzero(equal).flatten()
+        index = torch.arange(first, first + d.shape[1], device=d.device)
+        step = max(1, 4_000_000 // max(1, d.shape[1]))
+        for i in range(0, len(tied), step):
+            some = tied[i : i + step]
+            row, place = self.row[some], self.place[some]
+            same = (d[row] == t[some, None]) & (index < self.column[row, place][:, None])
+            before[some] = same.sum(1)
+        counts[:, self.begin : self.end] += torch.stack([below, equal, before]).to(counts.device)
+
+
+def pair_distances(
+    query: Tensor, gallery: Tensor, metric: int, order: Tensor, block_ptr: Tensor, column_ptr: Tensor, columns: Tensor,
+    pair_ptr: Tensor, slots: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Distances of the pairs of `_pairs.Blocks`, and status."""
+    dtype = distance_dtype(query, gallery)
+    out = torch.empty(len(slots), dtype=dtype, device=query.device)
+    height, width = tile_shape(len(query), query.device.type)
+    try:
+        with full_float32():
+            for b in range(len(block_ptr) - 1):
+                q0, q1 = int(block_ptr[b]), int(block_ptr[b + 1])
+                g0, g1 = int(column_ptr[b]), int(column_ptr[b + 1])
+                if g0 == g1:
+                    continue
+                left = _pack(query, order[q0:q1], metric, dtype, height, 0)
+                right = _pack(gallery, columns[g0:g1], metric, dtype, width, 1)
+                row, slot = _entries(pair_ptr, slots, q0, q1 - q0, 0, g1 - g0, query.device)
+                begin, end = int(pair_ptr[q0]), int(pair_ptr[q1])
+                for i in range(0, len(left.data), height):
+                    tiles = [_tile(left, i, height, right, j, width, metric) for j in range(0, g1 - g0, width)]
+                    d = torch.cat(tiles, 1)
+                    here = (row >= i) & (row < i + height)
+                    out[begin:end][here] = d[row[here] - i, slot[here]]
+    except BadRowError as error:
+        return out, error.status
+    return out, fine()
+
+
+def count_features(
+    query: Tensor, gallery: Tensor, rows: Tensor | None, metric: int, first: int, ptr: Tensor, values: Tensor,
+    columns: Tensor, same_ptr: Tensor, same: Tensor, block_queries: int, block_gallery: int, counts: Tensor,
+) -> Tensor:  # fmt: skip
+    """Adds to counts [3, n] (below, equal, equal at a lower column) what this chunk of the gallery holds."""
+    height, width = tile_shape(len(query), query.device.type)
+    tables: dict[int, _ThresholdTable] = {}
+    try:
+        for block in _blocks(query, gallery, rows, metric, height, width):
+            if block.q not in tables:
+                tables[block.q] = _ThresholdTable(ptr, values, columns, block.q, len(block.d), block.d.device)
+            _leave_out(block.d, same_ptr, same, block.q, first + block.column)
+            tables[block.q].add(block.d, first + block.column, counts)
+    except BadRowError as error:
+        return error.status
+    return fine()
+
+
+def count_distances(
+    distances: Tensor, ptr: Tensor, values: Tensor, columns: Tensor, same_ptr: Tensor, same: Tensor, drop: Tensor,
+    counts: Tensor,
+) -> int:  # fmt: skip
+    """The same from distances [Q, G]; ``drop`` lists columns that count for nobody. First row with NaN, or -1."""
+    n, gallery = distances.shape
+    height = max(1, 8_000_000 // max(1, gallery))
+    bad = -1
+    for q in range(0, n, height):
+        d = distances[q : q + height].to(values.dtype, copy=True)
+        if d.device.type == "cpu" and bad < 0 and torch.isnan(d).any():
+            bad = q + int(torch.nonzero(torch.isnan(d).any(1))[0])
+        _leave_out(d, same_ptr, same, q, 0)
+        d[:, drop.to(d.device)] = torch.nan
+        _ThresholdTable(ptr, values, columns, q, len(d), d.device).add(d, 0, counts)
+    return bad
+
+
+def _sorted_keys(d: Tensor) -> Tensor:
+    """int64 that orders as d (float32) does, in the upper half."""
+    bits = (d + 0.0).view(torch.int32).long()
+    return torch.where(bits < 0, -(bits & 0x7FFFFFFF), bits) << 32
+
+
+def _keep_smallest(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k smallest of every row, sorted; equal values in the order they stand in."""
+    k = min(k, values.shape[1])
+    if values.dtype == torch.float32 and values.shape[1] < 2**31:
+        keys = _sorted_keys(values) + torch.arange(values.shape[1], device=values.device)
+        place = keys.topk(k, dim=1, largest=False).values & 0xFFFFFFFF
+    else:
+        place = values.sort(dim=1, stable=True).indices[:, :k]
+    return values.gather(1, place), columns.gather(1, place)
+
+
+def nearest_features(
+    query: Tensor, gallery: Tensor, rows: Tensor | None, metric: int, first: int, exclude_ptr: Tensor, exclude: Tensor,
+    block_queries: int, block_gallery: int, values: Tensor, columns: Tensor, filled: Tensor,
+) -> Tensor:  # fmt: skip
+    """Merges this chunk into the k nearest so far: values, columns [Q, k], of which filled [Q] are in use."""
+    height, width = tile_shape(len(query), query.device.type)
+    k = values.shape[1]
+    used = torch.arange(k, device=values.device) < filled.to(values.device)[:, None]
+    values.masked_fill_(~used, torch.inf)
+    columns.masked_fill_(~used, -1)
+    try:
+        for block in _blocks(query, gallery, rows, metric, height, width):
+            _leave_out(block.d, exclude_ptr, exclude, block.q, first + block.column)
+            here = slice(block.q, block.q + len(block.d))
+            index = torch.arange(first + block.column, first + block.column + block.d.shape[1], device=values.device)
+            left_out = torch.isnan(block.d)
+            index = torch.where(left_out, -1, index)
+            d = torch.where(left_out, torch.inf, block.d)
+            best, column = _keep_smallest(torch.cat([values[here], d], 1), torch.cat([columns[here], index], 1), k)
+            values[here], columns[here] = best, column
+    except BadRowError as error:
+        return error.status
+    filled.copy_((columns >= 0).sum(1))
+    return fine()
+
+
+def sort_nearest(values: Tensor, columns: Tensor, filled: Tensor) -> None:
+    """Sorts each list by (distance, column) and fills the rest with (inf, -1)."""
+    used = torch.arange(values.shape[1], device=values.device) < filled.to(values.device)[:, None]
+    v, c = values.masked_fill(~used, torch.inf), columns.masked_fill(~used, torch.iinfo(torch.int64).max)
+    by_column = c.argsort(dim=1, stable=True)
+    v, c = v.gather(1, by_column), c.gather(1, by_column)
+    by_value = v.argsort(dim=1, stable=True)
+    v, c = v.gather(1, by_value), c.gather(1, by_value)
+    values.copy_(v)
+    columns.copy_(c.masked_fill(c == torch.iinfo(torch.int64).max, -1))
+
+
+def histogram_features(
+    query: Tensor, gallery: Tensor, rows: Tensor | None, metric: int, first: int, same_ptr: Tensor, same: Tensor,
+    prefix_bits: int, prefixes: Tensor, bits: int, histogram: Tensor,
+) -> Tensor:  # fmt: skip
+    """Adds to histogram [prefixes, 2^bits] the non-matches whose order-preserving integer begins with a prefix."""
+    height, width = tile_shape(len(query), query.device.type)
+    try:
+        for block in _blocks(query, gallery, rows, metric, height, width):
+            _leave_out(block.d, same_ptr, same, block.q, first + block.column)
+            d = block.d[~torch.isnan(block.d)] + 0.0
+            size = 32 if d.dtype == torch.float32 else 64
+            signed = d.view(torch.int32).long() if size == 32 else d.view(torch.int64)
+            sign = 1 << 31 if size == 32 else torch.iinfo(torch.int64).min
+            raw = signed & 0xFFFFFFFF if size == 32 else signed
+            key = torch.where(signed < 0, ~raw, raw ^ sign)
+            mask = (1 << bits) - 1
+            part = (key >> (size - prefix_bits - bits)) & mask  # arithmetic shift: the mask drops the sign's copies
+            head = (key >> (size - prefix_bits)) & ((1 << prefix_bits) - 1) if prefix_bits else torch.zeros_like(key)
+            for i, prefix in enumerate(prefixes.tolist()):
+                histogram[i] += torch.bincount(part[head == prefix], minlength=1 << bits).to(histogram.device)
+    except BadRowError as error:
+        return error.status
+    return fine()
+
+
+def dense_distances(query: Tensor, gallery: Tensor, rows: Tensor | None, metric: int) -> tuple[Tensor, Tensor]:
+    """Distances [Q, columns] of a few queries, and status."""
+    height, width = tile_shape(len(query), query.device.type)
+    n = len(gallery) if rows is None else len(rows)
+    out = torch.empty(len(query), n, dtype=distance_dtype(query, gallery), device=query.device)
+    try:
+        for block in _blocks(query, gallery, rows, metric, height, width):
+            out[block.q : block.q + len(block.d), block.column : block.column + block.d.shape[1]] = block.d
+    except BadRowError as error:
+        return out, error.status
+    return out, fine()
+
+
+def single_shot(
+    distances: Tensor, ptr: Tensor, values: Tensor, columns: Tensor, identity: Tensor, sizes: Tensor, own: Tensor,
+    max_rank: int,
+) -> Tensor:  # fmt: skip
+    """Expected single-gallery-shot curve of every query, averaged over its thresholds: [Q, max_rank] float64, CPU."""
+    out = torch.zeros(len(distances), max_rank, dtype=torch.float64)
+    index = torch.arange(distances.shape[1])
+    for q in range(len(distances)):
+        begin, end = int(ptr[q]), int(ptr[q + 1])
+        if begin == end:
+            continue
+        d, t, c = distances[q], values[begin:end, None], columns[begin:end, None]
+        counted = (identity >= 0) & (identity != own[q])
+        closer = ((d < t) | ((d == t) & (index < c))) & counted
+        share = torch.zeros(end - begin, len(sizes), dtype=torch.float64)
+        share.index_add_(1, identity[counted].long(), closer[:, counted].double())
+        share /= sizes
+        pmf = torch.zeros(end - begin, max_rank, dtype=torch.float64)
+        pmf[:, 0] = 1
+        for i in range(len(sizes)):
+            p = share[:, i : i + 1]
+            pmf = pmf * (1 - p) + torch.nn.functional.pad(pmf, (1, 0))[:, :-1] * p
+        out[q] = pmf.cumsum(1).mean(0)
+    return out
+
+
+_REASON = "evaluation runs as plain torch, in tiles, on CUDA devices"
+
+
+def _dispatch(name: str, reference: object) -> Dispatch:
+    return Dispatch(f"eval_{name}", reference=reference, triton_reason=_REASON, native_cuda=False)  # type: ignore[arg-type]
+
+
+PAIR_DISTANCES = _dispatch("pair_distances", pair_distances)
+COUNT_FEATURES = _dispatch("count_features", count_features)
+COUNT_DISTANCES = _dispatch("count_distances", count_distances)
+NEAREST_FEATURES = _dispatch("nearest_features", nearest_features)
+SORT_NEAREST = _dispatch("sort_nearest", sort_nearest)
+HISTOGRAM_FEATURES = _dispatch("histogram_features", histogram_features)
+DENSE_DISTANCES = _dispatch("dense_distances", dense_distances)
+SINGLE_SHOT = _dispatch("single_shot", single_shot)
