@@ -6,6 +6,7 @@ from reidfast.data import cuhk03, folder, market1501, msmt17, splits  # noqa: F4
 from reidfast.data.images import EvalTransform, ImageDataset, decode
 from reidfast.data.records import Record, Records, ReidData, concatenate, split_identities
 from reidfast.data.registry import DataWarning, data_root, load, names
+from reidfast.data.synthetic import World, contact_sheet, write_synthetic
 
 __all__ = [
     "DataWarning",
@@ -14,10 +15,13 @@ __all__ = [
     "Record",
     "Records",
     "ReidData",
+    "World",
     "concatenate",
+    "contact_sheet",
     "data_root",
     "decode",
     "load",
     "names",
     "split_identities",
+    "write_synthetic",
 ]

@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Rendered people: seeded, articulated, dressed, seen by different cameras. No download, no photograph of anybody.
+
+`World(seed, difficulty).render(pid, camid, index)` is one picture with its mask, parts and visibility, the same bytes
+whatever was rendered before. `write_synthetic` makes a data set of them, `contact_sheet` a picture to look at.
+"""
+
+from reidfast.data.synthetic.figure import PARTS, Figure, Pose, View, draw_figure
+from reidfast.data.synthetic.people import Person, draw_person
+from reidfast.data.synthetic.scenes import Camera, draw_camera
+from reidfast.data.synthetic.sets import SyntheticSet, cache_folder, contact_sheet, write_synthetic
+from reidfast.data.synthetic.world import Photograph, World
+
+__all__ = [
+    "PARTS",
+    "Camera",
+    "Figure",
+    "Person",
+    "Photograph",
+    "Pose",
+    "SyntheticSet",
+    "View",
+    "World",
+    "cache_folder",
+    "contact_sheet",
+    "draw_camera",
+    "draw_figure",
+    "draw_person",
+    "write_synthetic",
+]
