@@ -1,0 +1,12 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Losses of person re-identification, plain ``nn.Module``s over ``reidfast.ops``: usable in anyone's training loop."""
+
+from __future__ import annotations
+
+from reidfast.losses.centre import CentreLoss
+from reidfast.losses.circle import CircleLoss
+from reidfast.losses.cross_entropy import CrossEntropyLoss
+from reidfast.losses.oim import OIMLoss
+
+__all__ = ["CentreLoss", "CircleLoss", "CrossEntropyLoss", "OIMLoss"]
