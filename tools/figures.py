@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Writes the figures of README.md from benchmarks/results/*.json: ``python tools/figures.py`` (``--check``: only compare).
+"""Writes the figures of README.md from benchmarks/results/*.json: ``python tools/figures.py`` (``--check``: only
+compare).
 
 Between ``<!-- figures: FILE -->`` and ``<!-- end figures -->`` stands a table made from benchmarks/results/FILE.
 """
