@@ -84,6 +84,11 @@ class CMakeBuild(build_ext):
     def run(self):
         target = Path(self.build_lib) / "reidfast" if not self.inplace else ROOT / "reidfast"
         target.mkdir(parents=True, exist_ok=True)
+        if os.environ.get("REIDFAST_TARGET"):
+            import torch
+
+            self.build_native(torch, decide_cuda(torch)[0], target)
+            return
         wish = os.environ.get("REIDFAST_NATIVE", "auto").lower()
         info = {"native": False, "cuda": False, "native_reason": "", "cuda_reason": ""}
         if wish == "0":
@@ -141,7 +146,10 @@ class CMakeBuild(build_ext):
         quiet = {"stdout": subprocess.DEVNULL} if not self.verbose else {}
         subprocess.run([cmake, "-S", str(ROOT), "-B", str(build), *arguments], check=True, **quiet)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 2)
-        subprocess.run([cmake, "--build", str(build), "--target", "_C", "-j", jobs], check=True)
+        goal = os.environ.get("REIDFAST_TARGET") or "_C"
+        subprocess.run([cmake, "--build", str(build), "--target", goal, "-j", jobs], check=True)
+        if goal != "_C":
+            return
         for old in target.glob("_C*.so"):
             old.unlink()
         # Copy beside, then rename: a running process keeps its old module, nobody sees half a file.

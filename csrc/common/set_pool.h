@@ -6,12 +6,33 @@
 #pragma once
 
 #include <cmath>
+#include <cstdint>
 
 #include "csrc/common/macros.h"
 
 namespace reidfast {
 
 enum class SetPoolWeighting : int { kLinear = 0, kSigmoid = 1, kSoftmax = 2 };
+
+// How T frames are divided into S sets: ragged by `offsets` [S+1], or (offsets null) `frames` per set.
+struct SetRanges {
+  const int64_t* offsets;
+  int64_t frames;
+  REID_HD int64_t begin(int64_t s) const { return offsets ? offsets[s] : s * frames; }
+  REID_HD int64_t end(int64_t s) const { return offsets ? offsets[s + 1] : (s + 1) * frames; }
+};
+
+// Frame t of set s starts at data + s * set_stride + (t - first frame of s, or t itself where ragged) * frame_stride;
+// its D values are adjacent.
+template <typename T>
+struct SetFrames {
+  const T* data;
+  int64_t set_stride, frame_stride, dim;
+  SetRanges sets;
+  REID_HD const T* at(int64_t s, int64_t t) const {
+    return data + s * set_stride + (sets.offsets ? t : t - s * sets.frames) * frame_stride;
+  }
+};
 
 // log(sigmoid(z)), without overflow and without losing the tail.
 template <typename A>

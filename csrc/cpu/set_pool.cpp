@@ -9,7 +9,8 @@
 namespace reidfast::cpu::REID_ISA {
 
 template <typename A>
-void set_pool_weights(const A* scores, Sets sets, SetPoolWeighting weighting, int64_t begin, int64_t end, A* weights) {
+void set_pool_weights(const A* scores, SetRanges sets, SetPoolWeighting weighting, int64_t begin, int64_t end,
+                      A* weights) {
   for (int64_t s = begin; s < end; ++s) {
     const int64_t first = sets.begin(s), last = sets.end(s);
     A sum = 0;
@@ -30,7 +31,7 @@ void set_pool_weights(const A* scores, Sets sets, SetPoolWeighting weighting, in
 }
 
 template <typename T, typename A>
-void set_pool_sum(const Frames<T>& x, const A* weights, int64_t begin, int64_t end, T* out) {
+void set_pool_sum(const SetFrames<T>& x, const A* weights, int64_t begin, int64_t end, T* out) {
   using V = AccVec<T>;
   constexpr int64_t w = kLanes<T>, kBlock = 1024;  // the block's sums stay in L1 while frames stream by
   A sum[kBlock];
@@ -68,7 +69,7 @@ void set_pool_sum(const Frames<T>& x, const A* weights, int64_t begin, int64_t e
 }
 
 template <typename T, typename A>
-void set_pool_backward_frames(const Frames<T>& x, const A* weights, const T* grad, int64_t num_sets, int64_t begin,
+void set_pool_backward_frames(const SetFrames<T>& x, const A* weights, const T* grad, int64_t num_sets, int64_t begin,
                               int64_t end, T* grad_x, A* dots) {
   using V = AccVec<T>;
   constexpr int64_t w = kLanes<T>;
@@ -104,8 +105,8 @@ void set_pool_backward_frames(const Frames<T>& x, const A* weights, const T* gra
 }
 
 template <typename A>
-void set_pool_backward_scores(const A* scores, const A* weights, const A* dots, Sets sets, SetPoolWeighting weighting,
-                              int64_t begin, int64_t end, A* grad_scores) {
+void set_pool_backward_scores(const A* scores, const A* weights, const A* dots, SetRanges sets,
+                              SetPoolWeighting weighting, int64_t begin, int64_t end, A* grad_scores) {
   for (int64_t s = begin; s < end; ++s) {
     const int64_t first = sets.begin(s), last = sets.end(s);
     A mean = 0, sum = 0;
@@ -116,15 +117,16 @@ void set_pool_backward_scores(const A* scores, const A* weights, const A* dots, 
   }
 }
 
-#define INSTANTIATE(T)                                                                                               \
-  template void set_pool_sum<T, acc_t<T>>(const Frames<T>&, const acc_t<T>*, int64_t, int64_t, T*);                  \
-  template void set_pool_backward_frames<T, acc_t<T>>(const Frames<T>&, const acc_t<T>*, const T*, int64_t, int64_t, \
-                                                      int64_t, T*, acc_t<T>*);
+#define INSTANTIATE(T)                                                                                         \
+  template void set_pool_sum<T, acc_t<T>>(const SetFrames<T>&, const acc_t<T>*, int64_t, int64_t, T*);         \
+  template void set_pool_backward_frames<T, acc_t<T>>(const SetFrames<T>&, const acc_t<T>*, const T*, int64_t, \
+                                                      int64_t, int64_t, T*, acc_t<T>*);
 REID_FOR_EACH_FLOAT(INSTANTIATE)
 #undef INSTANTIATE
-#define INSTANTIATE(A)                                                                       \
-  template void set_pool_weights<A>(const A*, Sets, SetPoolWeighting, int64_t, int64_t, A*); \
-  template void set_pool_backward_scores<A>(const A*, const A*, const A*, Sets, SetPoolWeighting, int64_t, int64_t, A*);
+#define INSTANTIATE(A)                                                                                          \
+  template void set_pool_weights<A>(const A*, SetRanges, SetPoolWeighting, int64_t, int64_t, A*);               \
+  template void set_pool_backward_scores<A>(const A*, const A*, const A*, SetRanges, SetPoolWeighting, int64_t, \
+                                            int64_t, A*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

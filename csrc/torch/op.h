@@ -14,6 +14,7 @@
 #include <torch/library.h>
 
 #include <optional>
+#include <string>
 #include <string_view>
 #include <tuple>
 
@@ -22,6 +23,10 @@
 // Runs the lambda with `scalar_t` = the C++ type of a floating-point dtype.
 #define REID_DISPATCH_FLOATS(dtype, name, ...) \
   AT_DISPATCH_FLOATING_TYPES_AND2(at::ScalarType::Half, at::ScalarType::BFloat16, dtype, name, __VA_ARGS__)
+
+#if defined(REID_CUDA_EMU)
+#include "tests/csrc/emu_library.h"
+#endif
 
 namespace reidfast {
 
@@ -52,6 +57,10 @@ void no_double_backward(const c10::OperatorHandle& op, c10::DispatchKeySet keys,
 // The typed dispatcher entry of an op, looked up once: static auto op = find_op<decltype(fn)>("reidfast::set_pool");
 template <typename Signature>
 c10::TypedOperatorHandle<Signature> find_op(const char* name) {
+#if defined(REID_CUDA_EMU)
+  const std::string emulated = "reidfast_emu" + std::string(name).substr(std::string_view("reidfast").size());
+  name = emulated.c_str();
+#endif
   return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
 }
 

@@ -4,6 +4,11 @@
 
 #include "csrc/torch/op.h"
 
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/set_pool.h"
+#include "csrc/torch/cuda.h"
+#endif
+
 namespace reidfast {
 namespace {
 
@@ -50,12 +55,19 @@ struct Problem {
     }
   }
 
-  cpu::Sets sets() const { return {offsets.defined() ? offsets.const_data_ptr<int64_t>() : nullptr, frames}; }
+  SetRanges sets() const { return {offsets.defined() ? offsets.const_data_ptr<int64_t>() : nullptr, frames}; }
 
   template <typename T>
-  cpu::Frames<T> view() const {
+  SetFrames<T> view() const {
     return {features.const_data_ptr<T>(), set_stride, frame_stride, dim, sets()};
   }
+
+#if defined(REID_WITH_CUDA)
+  template <typename T>
+  SetFrames<cuda_t<T>> cuda_view() const {
+    return {cuda_const<T>(features), set_stride, frame_stride, dim, sets()};
+  }
+#endif
 
   // Memory safety: the kernels walk offsets without looking left or right.
   void check_offsets() const {
@@ -129,6 +141,47 @@ std::tuple<Tensor, Tensor> set_pool_backward_cpu(const Tensor& grad, const Tenso
   return {grad_x, grad_scores};
 }
 
+#if defined(REID_WITH_CUDA)
+Tensor set_pool_cuda(const Tensor& features, const Tensor& scores, const std::optional<Tensor>& offsets,
+                     std::string_view weighting) {
+  const CudaScope scope(features);
+  const Problem p(features, scores, offsets);
+  Tensor out = at::empty(p.pooled_shape, features.options());
+  const int splits = cuda::set_pool_splits(p.num_sets, p.num_frames, p.dim);
+  const Tensor partial = splits > 1 ? at::empty({splits, p.num_sets, p.dim}, p.scores.options()) : Tensor();
+  REID_DISPATCH_FLOATS(features.scalar_type(), "set_pool", [&] {
+    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    cuda::set_pool(p.cuda_view<scalar_t>(), cuda_const<acc_t>(p.scores), parse_weighting(weighting), p.num_sets,
+                   p.num_frames, splits, cuda_mutable<acc_t>(partial), cuda_mutable<scalar_t>(out), scope.stream);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> set_pool_backward_cuda(const Tensor& grad, const Tensor& features, const Tensor& scores,
+                                                  const std::optional<Tensor>& offsets, std::string_view weighting,
+                                                  std::array<bool, 2> needs) {
+  const CudaScope scope(features);
+  const Problem p(features, scores, offsets);
+  const Tensor g = grad.contiguous();
+  const Tensor weights = at::empty({p.num_frames}, p.scores.options());
+  Tensor grad_x, grad_scores, dots;
+  if (needs[0]) grad_x = at::empty(features.sizes(), features.options());
+  if (needs[1]) {
+    grad_scores = at::empty(scores.sizes(), p.scores.options());
+    dots = at::empty({p.num_frames}, p.scores.options());
+  }
+  REID_DISPATCH_FLOATS(features.scalar_type(), "set_pool_backward", [&] {
+    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    cuda::set_pool_backward(p.cuda_view<scalar_t>(), cuda_const<acc_t>(p.scores), parse_weighting(weighting),
+                            p.num_sets, p.num_frames, cuda_const<scalar_t>(g), cuda_mutable<acc_t>(weights),
+                            cuda_mutable<acc_t>(dots), cuda_mutable<scalar_t>(grad_x), cuda_mutable<acc_t>(grad_scores),
+                            scope.stream);
+  });
+  if (needs[1]) grad_scores = grad_scores.to(scores.scalar_type());
+  return {grad_x, grad_scores};
+}
+#endif
+
 // ---- autograd
 // ----------------------------------------------------------------------------------------------------------------
 
@@ -181,6 +234,12 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("set_pool", set_pool_cpu);
   m.impl("set_pool_backward", set_pool_backward_cpu);
 }
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
+  m.impl("set_pool", set_pool_cuda);
+  m.impl("set_pool_backward", set_pool_backward_cuda);
+}
+#endif
 TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
   m.impl("set_pool", set_pool_autograd);
   m.impl("set_pool_backward", torch::CppFunction::makeFromBoxedFunction<&no_double_backward>());

@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,10 +28,13 @@ SETS = [(1, 1), (3, 5), (2, 64), (17, 130), (64, 1031)]  # sets, dim: one, odd, 
 OP = torch.ops.reidfast.set_pool.default
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("set_pool", d)], ids=shape_id)
+IMPLEMENTATIONS = [(d, n) for d in devices() for n in implementations("set_pool", d)]
+
+
+@pytest.fixture(params=[*IMPLEMENTATIONS, ("cpu", "cuda_emu")], ids=shape_id)
 def impl(request):
     device, name = request.param
-    function = implementations("set_pool", device)[name]
+    function = emulated("set_pool") if name == "cuda_emu" else implementations("set_pool", device)[name]
     function_on = lambda x, z, o, w: function(x.to(device), z.to(device), None if o is None else o.to(device), w)  # noqa: E731
     return function_on
 
