@@ -248,7 +248,7 @@ class _Moments:
 def _is_folded(module: nn.Module) -> bool:
     if not isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d) or module.running_var is None or not module.affine:
         return False
-    if (module.weight != 1).any() or bool(module.running_mean.any()):
+    if (module.weight != 1).any() or module.running_mean is None or bool(module.running_mean.any()):
         return False
     return bool((module.running_var + module.eps - 1).abs().max() <= 1e-6)
 
