@@ -58,7 +58,8 @@ class Dispatch:
         self.native_cuda = native_cuda
         self.native: Callable[..., Any] | None = None
         if _extension.extension is not None:
-            self.native = getattr(torch.ops.reidfast, name).default
+            packet = getattr(torch.ops.reidfast, name, None)  # None: sources newer than the build
+            self.native = packet.default if packet is not None else None
         self.on: dict[str, Callable[..., Any]] = {}
         _OPS[name] = self
         self.choose(_forced)
@@ -72,7 +73,7 @@ class Dispatch:
                 return "Triton kernels need a CUDA device"
             return "" if self.triton is not None else self.triton_reason
         if self.native is None:
-            return _extension.native_reason
+            return _extension.native_reason or "reidfast._C is older than these sources: build it again (make setup)"
         if device == "cuda":
             if not self.native_cuda:
                 return "this op's GPU kernel is written in Triton"
