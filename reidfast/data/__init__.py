@@ -6,15 +6,23 @@ from reidfast.data import cuhk03, folder, market1501, msmt17, splits  # noqa: F4
 from reidfast.data.images import EvalTransform, ImageDataset, decode
 from reidfast.data.records import Record, Records, ReidData, concatenate, split_identities
 from reidfast.data.registry import DataWarning, data_root, load, names
+from reidfast.data.samplers import IdentitySampler, ShuffleSampler, shard
 from reidfast.data.synthetic import World, contact_sheet, write_synthetic
+from reidfast.data.transforms import BatchAugment, SurrogateTransform, TrainTransform, Views
 
 __all__ = [
+    "BatchAugment",
     "DataWarning",
     "EvalTransform",
+    "IdentitySampler",
     "ImageDataset",
     "Record",
     "Records",
     "ReidData",
+    "ShuffleSampler",
+    "SurrogateTransform",
+    "TrainTransform",
+    "Views",
     "World",
     "concatenate",
     "contact_sheet",
@@ -22,6 +30,7 @@ __all__ = [
     "decode",
     "load",
     "names",
+    "shard",
     "split_identities",
     "write_synthetic",
 ]

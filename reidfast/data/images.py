@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -90,27 +91,57 @@ class EvalTransform:
 class ImageDataset(Dataset[tuple[Any, int, int, int]]):
     """`(transform(image), pid, camid, index)` for every row of a table.
 
+    A transform with the attribute `random = True` is called as `transform(image, rng)`, with a generator made from
+    (seed, epoch, index, copy). Then an index may be `row + copy * n`: the row once more in the same epoch, changed in
+    another way (`IdentitySampler(mark_repeats=True)`); the fourth value returned is the row.
+
     Args:
         records: The table.
         transform: From an RGB picture to whatever the loader collates. `EvalTransform` at test time.
         decode: From `(records, index)` to an RGB picture; default: read the file. The decoded-image cache goes here.
+        labels: What to return in place of the pid, (n,): the classes of a classifier, say.
+        seed: Of random transforms.
     """
 
     def __init__(
         self,
         records: Records,
-        transform: Callable[[Image.Image], Any],
+        transform: Callable[..., Any],
         decode: Callable[[Records, int], Image.Image] | None = None,
+        *,
+        labels: ArrayLike | None = None,
+        seed: int = 0,
     ) -> None:
         self.records = records
         self.transform = transform
         self.decode = decode
+        self.seed = int(seed)
+        self.labels = records.pids if labels is None else np.asarray(labels)
+        if self.labels.shape != (len(records),):
+            raise ValueError(f"ImageDataset: expected labels of shape ({len(records)},), got {self.labels.shape}")
+        # shared memory: workers that are already running see a new epoch too
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def set_epoch(self, epoch: int) -> None:
+        """Random transforms draw anew each epoch."""
+        self._epoch.fill_(int(epoch))
 
     def __len__(self) -> int:
         return len(self.records)
 
+    def rng(self, index: int) -> np.random.Generator:
+        """The generator that a random transform of `row + copy * n` gets in this epoch."""
+        copy, row = divmod(int(index), max(1, len(self)))
+        counter = np.array([0, row, copy, int(self._epoch)], np.uint64)
+        key = np.array([self.seed & (2**64 - 1), 0x1346], np.uint64)
+        return np.random.Generator(np.random.Philox(key=key, counter=counter))
+
     def __getitem__(self, index: int) -> tuple[Any, int, int, int]:
-        i = int(index)
-        records = self.records
-        image = decode(records.absolute(i)) if self.decode is None else self.decode(records, i)
-        return self.transform(image), int(records.pids[i]), int(records.camids[i]), i
+        i, n = int(index), len(self)
+        random = getattr(self.transform, "random", False)
+        if i < 0 or (i >= n and not random) or n == 0:
+            raise IndexError(f"ImageDataset: expected an index in 0..{n - 1}, got {i}")
+        row, records = i % n, self.records
+        image = decode(records.absolute(row)) if self.decode is None else self.decode(records, row)
+        out = self.transform(image, self.rng(i)) if random else self.transform(image)
+        return out, int(self.labels[row]), int(records.camids[row]), row
