@@ -1,0 +1,325 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) 2026 the reidfast authors
+#include "csrc/cpu/rerank.h"
+
+#include <c10/util/Half.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "csrc/cpu/vec.h"
+
+namespace reidfast::cpu::REID_ISA {
+
+namespace {
+
+constexpr int64_t kBlock = 32;  // candidates that one compare filters
+
+float half(float x) { return static_cast<float>(static_cast<c10::Half>(x)); }
+
+// Puts (d, id) into the ascending list of item `owner` if it is among the k nearest.
+void offer(const NeighbourLists& lists, int64_t owner, float d, int32_t id) {
+  float* distance = lists.distance + owner * lists.k;
+  int32_t* ids = lists.id + owner * lists.k;
+  int64_t at = lists.k - 1;
+  if (!(d < distance[at] || (d == distance[at] && id < ids[at]))) return;
+  for (; at > 0 && (d < distance[at - 1] || (d == distance[at - 1] && id < ids[at - 1])); --at) {
+    distance[at] = distance[at - 1];
+    ids[at] = ids[at - 1];
+  }
+  distance[at] = d;
+  ids[at] = id;
+  lists.bound[owner] = distance[lists.k - 1];
+}
+
+template <bool kSquare>
+void offer_rows(const DistanceBlock& block, const NeighbourLists& lists, int64_t begin, int64_t end) {
+  for (int64_t r = begin; r < end; ++r) {
+    const float* __restrict d = block.d + r * block.ld;
+    const int64_t owner = block.row0 + r;
+    float largest = lists.largest[owner];
+    for (int64_t c0 = block.triangle ? r + 1 : 0; c0 < block.columns; c0 += kBlock) {
+      const int64_t n = std::min(kBlock, block.columns - c0);
+      const float bound = lists.bound[owner];
+      int hit = 0;
+      if (n == kBlock) {
+        for (int64_t c = c0; c < c0 + kBlock; ++c) {
+          const float v = kSquare ? d[c] * d[c] : d[c];
+          hit |= v <= bound;
+          largest = v > largest ? v : largest;
+        }
+      } else {
+        for (int64_t c = c0; c < c0 + n; ++c) {
+          const float v = kSquare ? d[c] * d[c] : d[c];
+          hit |= v <= bound;
+          largest = v > largest ? v : largest;
+        }
+      }
+      if (!hit) continue;
+      for (int64_t c = c0; c < c0 + n; ++c) {
+        const float v = kSquare ? d[c] * d[c] : d[c];
+        if (v <= lists.bound[owner]) offer(lists, owner, v, static_cast<int32_t>(block.column0 + c));
+      }
+    }
+    lists.largest[owner] = largest;
+  }
+}
+
+template <bool kSquare>
+void offer_columns(const DistanceBlock& block, const NeighbourLists& lists, int64_t begin, int64_t end) {
+  const float* bound = lists.bound + block.column0;
+  float* __restrict largest = lists.largest + block.column0;
+  for (int64_t r = 0; r < block.rows; ++r) {
+    const float* __restrict d = block.d + r * block.ld;
+    const int32_t id = static_cast<int32_t>(block.row0 + r);
+    for (int64_t c0 = block.triangle ? std::max(begin, r + 1) : begin; c0 < end; c0 += kBlock) {
+      const int64_t n = std::min(kBlock, end - c0);
+      int hit = 0;
+      if (n == kBlock) {
+        for (int64_t c = c0; c < c0 + kBlock; ++c) {
+          const float v = kSquare ? d[c] * d[c] : d[c];
+          hit |= v <= bound[c];
+          largest[c] = v > largest[c] ? v : largest[c];
+        }
+      } else {
+        for (int64_t c = c0; c < c0 + n; ++c) {
+          const float v = kSquare ? d[c] * d[c] : d[c];
+          hit |= v <= bound[c];
+          largest[c] = v > largest[c] ? v : largest[c];
+        }
+      }
+      if (!hit) continue;
+      for (int64_t c = c0; c < c0 + n; ++c) {
+        const float v = kSquare ? d[c] * d[c] : d[c];
+        if (v <= bound[c]) offer(lists, block.column0 + c, v, id);
+      }
+    }
+  }
+}
+
+bool contains(const int32_t* ids, int64_t n, int32_t id) {
+  int found = 0;
+  for (int64_t i = 0; i < n; ++i) found |= ids[i] == id;
+  return found;
+}
+
+// Those of the first k of list i that have i among their own first k, ascending.
+int64_t reciprocal(const int32_t* ids, int64_t ld, int64_t k, int64_t i, int32_t* out) {
+  int64_t n = 0;
+  for (int64_t a = 0; a < k; ++a) {
+    const int32_t j = ids[i * ld + a];
+    if (j >= 0 && contains(ids + j * ld, k, static_cast<int32_t>(i))) out[n++] = j;
+  }
+  std::sort(out, out + n);
+  return n;
+}
+
+int64_t shared(const int32_t* x, int64_t m, const int32_t* y, int64_t n) {
+  int64_t count = 0;
+  for (int64_t i = 0, j = 0; i < m && j < n;) {
+    if (x[i] == y[j])
+      ++count, ++i, ++j;
+    else if (x[i] < y[j])
+      ++i;
+    else
+      ++j;
+  }
+  return count;
+}
+
+float pair_distance(const PairSource& p, int64_t i, int64_t j) {
+  const int64_t q = p.queries;
+  if (p.q_g) {  // column i of [[qq, qg], [qg^T, gg]]
+    if (i < q) return j < q ? p.q_q[j * q + i] : p.q_g[i * p.galleries + (j - q)];
+    return j < q ? p.q_g[j * p.galleries + (i - q)] : p.g_g[(j - q) * p.galleries + (i - q)];
+  }
+  if (i == j) return 0.0f;
+  const float* x = i < q ? p.query + i * p.dim : p.gallery + (i - q) * p.dim;
+  const float* y = j < q ? p.query + j * p.dim : p.gallery + (j - q) * p.dim;
+  if (p.inverse_norm) {
+    const double cosine = dot(x, y, p.dim) * p.inverse_norm[i] * p.inverse_norm[j];
+    return std::max(0.0f, static_cast<float>(1.0 - cosine));
+  }
+  constexpr int64_t kChains = 32;
+  float chain[kChains] = {}, sum = 0.0f;
+  int64_t d = 0;
+  for (; d + kChains <= p.dim; d += kChains)
+    for (int64_t c = 0; c < kChains; ++c) {
+      const float v = x[d + c] - y[d + c];
+      chain[c] += v * v;
+    }
+  for (int64_t c = 0; c < kChains; ++c) sum += chain[c];
+  for (; d < p.dim; ++d) sum += (x[d] - y[d]) * (x[d] - y[d]);
+  return sum;
+}
+
+// Calls fn(position) for the set bits below n in ascending order and clears them.
+template <typename Fn>
+void drain(uint64_t* bits, int64_t n, const Fn& fn) {
+  for (int64_t w = 0; w <= n / 64; ++w) {
+    uint64_t word = bits[w];
+    if (!word) continue;
+    bits[w] = 0;
+    for (; word; word &= word - 1) fn(w * 64 + __builtin_ctzll(word));
+  }
+}
+
+}  // namespace
+
+void rerank_offer_rows(const DistanceBlock& block, const NeighbourLists& lists, int64_t begin, int64_t end) {
+  block.square ? offer_rows<true>(block, lists, begin, end) : offer_rows<false>(block, lists, begin, end);
+}
+
+void rerank_offer_columns(const DistanceBlock& block, const NeighbourLists& lists, int64_t begin, int64_t end) {
+  block.square ? offer_columns<true>(block, lists, begin, end) : offer_columns<false>(block, lists, begin, end);
+}
+
+void rerank_half_sets(const int32_t* ids, int64_t k, int64_t half, int64_t begin, int64_t end, int32_t* sets,
+                      int32_t* sizes) {
+  for (int64_t j = begin; j < end; ++j) sizes[j] = static_cast<int32_t>(reciprocal(ids, k, half, j, sets + j * half));
+}
+
+void rerank_sets(const int32_t* ids, int64_t k, const int32_t* half_sets, const int32_t* half_sizes,
+                 const RerankOptions& options, int64_t begin, int64_t end, int32_t* scratch, int64_t* sizes,
+                 const int64_t* indptr, int32_t* columns) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t own = reciprocal(ids, k, options.near, i, scratch);
+    int64_t n = own;
+    for (int64_t a = 0; a < own; ++a) {
+      const int32_t* other = half_sets + scratch[a] * options.half;
+      const int64_t size = half_sizes[scratch[a]];
+      if (rerank_joins(shared(other, size, scratch, own), size)) n = std::copy_n(other, size, scratch + n) - scratch;
+    }
+    std::sort(scratch + own, scratch + n);
+    std::inplace_merge(scratch, scratch + own, scratch + n);
+    n = std::unique(scratch, scratch + n) - scratch;
+    if (indptr)
+      std::copy_n(scratch, n, columns + indptr[i]);
+    else
+      sizes[i] = n;
+  }
+}
+
+void rerank_weights(const int32_t* ids, const float* distances, const float* largest, int64_t k,
+                    const PairSource& pairs, const RerankOptions& options, int64_t begin, int64_t end,
+                    const int64_t* indptr, const int32_t* columns, float* weights) {
+  for (int64_t i = begin; i < end; ++i) {
+    const int64_t first = indptr[i], last = indptr[i + 1];
+    float least = INFINITY;
+    for (int64_t e = first; e < last; ++e) {
+      const int32_t j = columns[e];
+      float powered = -1.0f;
+      bool listed = false;
+      for (int64_t a = 0; a < k; ++a)
+        if (ids[i * k + a] == j) powered = distances[i * k + a], listed = true;
+      if (options.raw_weights) {  // of the base distance, never squared
+        if (!listed || options.square) powered = pair_distance(pairs, i, j);
+        weights[e] = options.raw_scale * powered;
+      } else {
+        if (!listed) powered = rerank_power(pair_distance(pairs, i, j), options.square);
+        weights[e] = rerank_scaled(powered, largest[i]);
+      }
+      least = std::min(least, weights[e]);
+    }
+    if (!options.raw_weights) least = 0.0f;  // exp(-Dn) as it is; a softmax is taken relative to its best
+    float sum = 0.0f;
+    for (int64_t e = first; e < last; ++e) sum += weights[e] = std::exp(least - weights[e]);
+    for (int64_t e = first; e < last; ++e) weights[e] /= sum;
+    if (options.store_half)
+      for (int64_t e = first; e < last; ++e) weights[e] = half(weights[e]);
+  }
+}
+
+void rerank_expand(const int32_t* ids, int64_t k, const SparseRows& v, int64_t n, const RerankOptions& options,
+                   int64_t begin, int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr,
+                   int32_t* columns, float* values) {
+  for (int64_t i = begin; i < end; ++i) {
+    int64_t lists = 0;
+    for (int64_t a = 0; a < std::min(options.expand, k); ++a) {
+      const int32_t j = ids[i * k + a];
+      if (j < 0) continue;
+      ++lists;
+      for (int64_t e = v.indptr[j]; e < v.indptr[j + 1]; ++e) {
+        const int32_t c = v.column[e];
+        bits[c / 64] |= uint64_t(1) << (c % 64);
+        if (indptr) sum[c] += v.value[e];
+      }
+    }
+    int64_t at = indptr ? indptr[i] : 0;
+    const float count = static_cast<float>(lists);
+    drain(bits, n, [&](int64_t c) {
+      if (indptr) {
+        columns[at] = static_cast<int32_t>(c);
+        values[at] = options.store_half ? half(sum[c] / count) : sum[c] / count;
+        sum[c] = 0.0f;
+      }
+      ++at;
+    });
+    if (!indptr) sizes[i] = at;
+  }
+}
+
+void rerank_jaccard(const SparseRows& v, const SparseRows& inverse, int64_t targets, bool store_half, int64_t begin,
+                    int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr, int32_t* columns,
+                    float* distances) {
+  for (int64_t i = begin; i < end; ++i) {
+    for (int64_t e = v.indptr[i]; e < v.indptr[i + 1]; ++e) {
+      const int32_t c = v.column[e];
+      const int64_t first = inverse.indptr[c], last = inverse.indptr[c + 1];
+      for (int64_t f = first; f < last; ++f) {
+        const int32_t j = inverse.column[f];
+        bits[j / 64] |= uint64_t(1) << (j % 64);
+      }
+      if (!indptr) continue;
+      const float own = v.value[e];
+      if (store_half) {
+        for (int64_t f = first; f < last; ++f) {
+          float& total = sum[inverse.column[f]];
+          total = half(total + std::min(own, inverse.value[f]));
+        }
+      } else {
+        for (int64_t f = first; f < last; ++f) sum[inverse.column[f]] += std::min(own, inverse.value[f]);
+      }
+    }
+    int64_t at = indptr ? indptr[i] : 0;
+    drain(bits, targets, [&](int64_t j) {
+      if (indptr) {
+        const float m = sum[j];
+        sum[j] = 0.0f;
+        const float d = store_half ? half(1.0f - half(m / half(2.0f - m))) : 1.0f - m / (2.0f - m);
+        columns[at] = static_cast<int32_t>(j);
+        distances[at] = std::max(d, 0.0f);
+      }
+      ++at;
+    });
+    if (!indptr) sizes[i] = at;
+  }
+}
+
+void rerank_clamp(float* x, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) x[i] = x[i] > 0.0f ? x[i] : 0.0f;
+}
+
+void rerank_final_row(float* d, int64_t n, int64_t g0, float largest, double lambda_, bool blend_raw,
+                      const RerankOptions& options, const SparseRows& jaccard, int64_t first, int64_t last,
+                      float* scratch) {
+  const float lambda = static_cast<float>(lambda_);
+  const float rest = options.store_half ? half(static_cast<float>(1.0 - lambda_)) : static_cast<float>(1.0 - lambda_);
+  if (blend_raw) {
+    for (int64_t c = 0; c < n; ++c) d[c] = d[c] * lambda;
+  } else if (options.square) {
+    for (int64_t c = 0; c < n; ++c) d[c] = rerank_scaled(d[c] * d[c], largest) * lambda;
+  } else {
+    for (int64_t c = 0; c < n; ++c) d[c] = rerank_scaled(d[c], largest) * lambda;
+  }
+  first = std::lower_bound(jaccard.column + first, jaccard.column + last, static_cast<int32_t>(g0)) - jaccard.column;
+  last = std::lower_bound(jaccard.column + first, jaccard.column + last, static_cast<int32_t>(g0 + n)) - jaccard.column;
+  for (int64_t e = first; e < last; ++e) {
+    const float part = jaccard.value[e] * rest;
+    scratch[e - first] = (options.store_half ? half(part) : part) + d[jaccard.column[e] - g0];
+  }
+  for (int64_t c = 0; c < n; ++c) d[c] = rest + d[c];
+  for (int64_t e = first; e < last; ++e) d[jaccard.column[e] - g0] = scratch[e - first];
+}
+
+}  // namespace reidfast::cpu::REID_ISA

@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) 2026 the reidfast authors
+//
+// k-reciprocal re-ranking without an array of N x N: nearest neighbours kept while distance blocks stream by,
+// neighbourhoods as sorted id lists, weights as sparse rows, Jaccard distances through inverted lists.
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/common/rerank.h"
+#include "csrc/cpu/isa.h"
+
+namespace reidfast::cpu {
+
+// The `k` nearest of each item seen so far, ascending by (distance, id), and its largest distance. Within the lists an
+// item's own id is kSelf, so that it stands before its duplicates; kNone fills places not yet taken.
+struct NeighbourLists {
+  static constexpr int32_t kSelf = -1, kNone = INT32_MAX;
+  float* distance;  // [n, k]
+  int32_t* id;      // [n, k]
+  float* bound;     // [n]: distance[:, k - 1], the filter that nearly every candidate fails
+  float* largest;   // [n]
+  int64_t k;
+};
+
+// A block of distances d [rows, columns], row stride ld, between items row0 ... and items column0 ...
+struct DistanceBlock {
+  const float* d;
+  int64_t ld, rows, columns, row0, column0;
+  bool square;    // offer d^2
+  bool triangle;  // offer the pairs above the diagonal alone: the block is square and stands on it
+};
+
+// Distances of single pairs b(i, j), i's view of j: from features (d2 null: base distance, features [n_query, dim] and
+// [n - n_query, dim]) or from the three blocks q_g [Q, G], q_q [Q, Q], g_g [G, G] (column i of the whole).
+struct PairSource {
+  const float *query, *gallery;
+  const double* inverse_norm;  // [n] for the cosine, else null
+  int64_t dim;
+  const float *q_g, *q_q, *g_g;
+  int64_t queries, galleries;
+};
+
+// Sparse rows: columns and values [indptr[i], indptr[i+1]), columns ascending.
+struct SparseRows {
+  const int64_t* indptr;
+  const int32_t* column;
+  const float* value;
+};
+
+}  // namespace reidfast::cpu
+
+REID_CPU_DECLARE(
+    // Offers the columns of a block to the lists of its rows [begin, end) ...
+    void rerank_offer_rows(const DistanceBlock& block, const NeighbourLists& lists, int64_t begin, int64_t end);
+    // ... and its rows to the lists of its columns [begin, end).
+    void rerank_offer_columns(const DistanceBlock& block, const NeighbourLists& lists, int64_t begin, int64_t end);
+
+    // Small neighbourhoods H(j), j in [begin, end): sets [n, half] ascending, sizes [n]. ids [n, k], -1 = none.
+    void rerank_half_sets(const int32_t* ids, int64_t k, int64_t half, int64_t begin, int64_t end, int32_t* sets,
+                          int32_t* sizes);
+
+    // Expanded neighbourhoods R*(i), i in [begin, end): sizes [n], or (indptr given) columns at indptr[i] ascending.
+    // scratch [near * (half + 1)].
+    void rerank_sets(const int32_t* ids, int64_t k, const int32_t* half_sets, const int32_t* half_sizes,
+                     const RerankOptions& options, int64_t begin, int64_t end, int32_t* scratch, int64_t* sizes,
+                     const int64_t* indptr, int32_t* columns);
+
+    // Weights of the sets, rows [begin, end), sum 1. distances [n, k] those of ids.
+    void rerank_weights(const int32_t* ids, const float* distances, const float* largest, int64_t k,
+                        const PairSource& pairs, const RerankOptions& options, int64_t begin, int64_t end,
+                        const int64_t* indptr, const int32_t* columns, float* weights);
+
+    // Local query expansion: mean of the rows of the first `options.expand` neighbours. sizes, or columns and values.
+    // sum [n] zero, bits [n / 64 + 1] zero; both are left zero.
+    void rerank_expand(const int32_t* ids, int64_t k, const SparseRows& v, int64_t n, const RerankOptions& options,
+                       int64_t begin, int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr,
+                       int32_t* columns, float* values);
+
+    // Jaccard distances of rows [begin, end) of v to all rows in `inverse` (v by columns; its entries hold row - offset
+    // in [0, targets)) that share an item: sizes, or columns and distances. sum [targets], bits as above.
+    void rerank_jaccard(const SparseRows& v, const SparseRows& inverse, int64_t targets, bool store_half, int64_t begin,
+                        int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr,
+                        int32_t* columns, float* distances);
+
+    // x [n] <- max(x, 0)
+    void rerank_clamp(float* x, int64_t n);
+
+    // base distances d [n] of one query to the gallery rows g0 ... -> final distances, in place. jaccard: its sparse
+    // row, entries [first, last). scratch [n].
+    void rerank_final_row(float* d, int64_t n, int64_t g0, float largest, double lambda, bool blend_raw,
+                          const RerankOptions& options, const SparseRows& jaccard, int64_t first, int64_t last,
+                          float* scratch);)

@@ -1,0 +1,389 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) 2026 the reidfast authors
+//
+// k-reciprocal re-ranking on the CPU. Items are queries 0 .. Q-1 followed by gallery Q .. Q+G-1; nothing here grows
+// with the square of their number. Steps: rerank_neighbours (or _from_distances), rerank_encode, rerank_jaccard, and
+// rerank_distances, which makes final distances for as many queries as it is given.
+#include "csrc/cpu/rerank.h"
+
+#include <ATen/ops/full.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "csrc/torch/distance_tile.h"
+#include "csrc/torch/op.h"
+
+namespace reidfast {
+namespace {
+
+constexpr int64_t kItems = 1024;  // items per block of the symmetric product
+
+Metric parse_metric(std::string_view name) {
+  TORCH_CHECK_VALUE(name == "cosine" || name == "sqeuclidean",
+                    "rerank: expected metric 'cosine' or 'sqeuclidean', got '", name, "'");
+  return name == "cosine" ? Metric::kCosine : Metric::kSquaredEuclidean;
+}
+
+void check_features(const Tensor& query, const Tensor& gallery) {
+  TORCH_CHECK(query.dim() == 2 && gallery.dim() == 2 && query.size(1) == gallery.size(1),
+              "rerank: expected query (Q, D) and gallery (G, D), got ", query.sizes(), " and ", gallery.sizes());
+  TORCH_CHECK(query.scalar_type() == at::kFloat && gallery.scalar_type() == at::kFloat && query.is_contiguous() &&
+                  gallery.is_contiguous(),
+              "rerank: expected contiguous float32 features");
+  TORCH_CHECK(query.size(0) + gallery.size(0) < std::numeric_limits<int32_t>::max(), "rerank: too many items");
+}
+
+// Nearest-neighbour lists of n items, in the making.
+struct Lists {
+  Tensor ids, distances, bound, largest;
+  cpu::NeighbourLists view;
+
+  Lists(int64_t n, int64_t k, bool self_first) {
+    ids = at::full({n, k}, cpu::NeighbourLists::kNone, at::kInt);
+    distances = at::full({n, k}, INFINITY, at::kFloat);
+    bound = at::full({n}, INFINITY, at::kFloat);
+    largest = at::zeros({n}, at::kFloat);
+    view = {distances.mutable_data_ptr<float>(), ids.mutable_data_ptr<int32_t>(), bound.mutable_data_ptr<float>(),
+            largest.mutable_data_ptr<float>(), k};
+    if (!self_first) return;
+    for (int64_t i = 0; i < n; ++i) {
+      view.id[i * k] = cpu::NeighbourLists::kSelf;
+      view.distance[i * k] = 0.0f;
+      view.bound[i] = view.distance[i * k + k - 1];
+    }
+  }
+
+  void offer_rows(const cpu::DistanceBlock& block) {
+    at::parallel_for(0, block.rows, grain(block.columns * sizeof(float)),
+                     [&](int64_t begin, int64_t end) { REID_CPU_CALL(rerank_offer_rows, block, view, begin, end); });
+  }
+  void offer_columns(const cpu::DistanceBlock& block) {
+    at::parallel_for(0, block.columns, grain(block.rows * sizeof(float)),
+                     [&](int64_t begin, int64_t end) { REID_CPU_CALL(rerank_offer_columns, block, view, begin, end); });
+  }
+
+  std::tuple<Tensor, Tensor, Tensor> finish() {
+    const int64_t n = ids.size(0), k = view.k;
+    for (int64_t i = 0; i < n; ++i)
+      for (int64_t a = 0; a < k; ++a) {
+        int32_t& id = view.id[i * k + a];
+        if (id == cpu::NeighbourLists::kSelf) id = static_cast<int32_t>(i);
+        if (id == cpu::NeighbourLists::kNone) id = -1;
+      }
+    return {ids, distances, largest};
+  }
+};
+
+// Feature rows [begin, begin + n) of one side, items id ...
+struct ItemBlock {
+  int64_t side, begin, n, id;
+};
+
+std::vector<ItemBlock> item_blocks(int64_t queries, int64_t galleries) {
+  std::vector<ItemBlock> blocks;
+  for (int64_t b = 0; b < queries; b += kItems) blocks.push_back({0, b, std::min(kItems, queries - b), b});
+  for (int64_t b = 0; b < galleries; b += kItems)
+    blocks.push_back({1, b, std::min(kItems, galleries - b), queries + b});
+  return blocks;
+}
+
+// -> ids [n, k] int32 (-1 = none), D [n, k], max D [n], and where it stopped (BadInput)
+std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& query, const Tensor& gallery, int64_t k,
+                                                                 std::string_view metric_name, bool square) {
+  check_features(query, gallery);
+  const Metric metric = parse_metric(metric_name);
+  const int64_t n = query.size(0) + gallery.size(0), dim = query.size(1);
+  TORCH_CHECK_VALUE(k >= 1 && k <= std::max<int64_t>(n, 1), "rerank: expected 1 <= k <= N=", n, ", got ", k);
+  Lists lists(n, k, /*self_first=*/true);
+  BadInput stop;
+  if (n > 0) {
+    const Rows sides[2] = {Rows(query), Rows(gallery)};
+    const auto blocks = item_blocks(query.size(0), gallery.size(0));
+    Panel<float> row_panel(kItems, kTileRows, dim), column_panel(kItems, kTileColumns, dim);
+    const Tensor buffer = at::empty({kItems * kItems}, at::kFloat);
+    float* d = buffer.mutable_data_ptr<float>();
+    if (dim == 0) buffer.zero_();
+    for (size_t i = 0; i < blocks.size() && !stop; ++i) {
+      const ItemBlock& a = blocks[i];
+      if ((stop.bad = row_panel.pack(sides[a.side], a.begin, a.n, metric))) {
+        stop.side = a.side;
+        break;
+      }
+      for (size_t j = i; j < blocks.size(); ++j) {
+        const ItemBlock& b = blocks[j];
+        if ((stop.bad = column_panel.pack(sides[b.side], b.begin, b.n, metric))) {
+          stop.side = b.side;
+          break;
+        }
+        const int64_t across = column_panel.tiles();
+        for_each_task(row_panel.tiles() * across, [&](int64_t task) {
+          const int64_t t = task / across, u = task % across;
+          if (i == j && (u + 1) * kTileColumns <= t * kTileRows) return;  // below the diagonal
+          float* tile = d + t * kTileRows * kItems + u * kTileColumns;
+          distance_tile(row_panel, t, column_panel, u, metric, tile, kItems);
+          if (metric == Metric::kCosine)
+            for (int64_t r = 0; r < kTileRows; ++r) REID_CPU_CALL(rerank_clamp, tile + r * kItems, kTileColumns);
+        });
+        const cpu::DistanceBlock block{d, kItems, a.n, b.n, a.id, b.id, square, i == j};
+        lists.offer_rows(block);
+        lists.offer_columns(block);
+      }
+    }
+  }
+  return std::tuple_cat(lists.finish(), std::make_tuple(stop.tensor()));
+}
+
+void check_blocks(const Tensor& q_g, const Tensor& q_q, const Tensor& g_g) {
+  TORCH_CHECK(q_g.dim() == 2 && q_q.dim() == 2 && g_g.dim() == 2 && q_q.size(0) == q_g.size(0) &&
+                  q_q.size(1) == q_g.size(0) && g_g.size(0) == q_g.size(1) && g_g.size(1) == q_g.size(1),
+              "rerank: expected distances (Q, G), (Q, Q) and (G, G), got ", q_g.sizes(), ", ", q_q.sizes(), " and ",
+              g_g.sizes());
+  for (const Tensor* t : {&q_g, &q_q, &g_g})
+    TORCH_CHECK(t->scalar_type() == at::kFloat && t->is_contiguous(), "rerank: expected contiguous float32 distances");
+}
+
+// The same from distances: lists of column i of [[q_q, q_g], [q_g^T, g_g]], ties by index, no place kept for i itself.
+std::tuple<Tensor, Tensor, Tensor> rerank_neighbours_from_distances_cpu(const Tensor& q_g, const Tensor& q_q,
+                                                                        const Tensor& g_g, int64_t k, bool square) {
+  check_blocks(q_g, q_q, g_g);
+  const int64_t q = q_g.size(0), g = q_g.size(1);
+  TORCH_CHECK_VALUE(k >= 1 && k <= std::max<int64_t>(q + g, 1), "rerank: expected 1 <= k <= N=", q + g, ", got ", k);
+  Lists lists(q + g, k, /*self_first=*/false);
+  lists.offer_columns({q_q.const_data_ptr<float>(), q, q, q, 0, 0, square, false});
+  lists.offer_rows({q_g.const_data_ptr<float>(), g, q, g, 0, q, square, false});
+  lists.offer_columns({q_g.const_data_ptr<float>(), g, q, g, 0, q, square, false});
+  lists.offer_columns({g_g.const_data_ptr<float>(), g, g, g, q, q, square, false});
+  return lists.finish();
+}
+
+struct Csr {
+  Tensor indptr, columns, values;
+  cpu::SparseRows view() const {
+    return {indptr.const_data_ptr<int64_t>(), columns.const_data_ptr<int32_t>(), values.const_data_ptr<float>()};
+  }
+};
+
+// Sparse rows made in two runs of `fn(begin, end, sizes, indptr, columns, values)`: once for sizes, once for entries.
+template <typename Fn>
+Csr make_rows(int64_t n, const Fn& fn) {
+  Csr out;
+  out.indptr = at::zeros({n + 1}, at::kLong);
+  int64_t* indptr = out.indptr.mutable_data_ptr<int64_t>();
+  at::parallel_for(0, n, 64,
+                   [&](int64_t begin, int64_t end) { fn(begin, end, indptr + 1, nullptr, nullptr, nullptr); });
+  for (int64_t i = 0; i < n; ++i) indptr[i + 1] += indptr[i];
+  out.columns = at::empty({indptr[n]}, at::kInt);
+  out.values = at::empty({indptr[n]}, at::kFloat);
+  int32_t* columns = out.columns.mutable_data_ptr<int32_t>();
+  float* values = out.values.mutable_data_ptr<float>();
+  at::parallel_for(0, n, 64, [&](int64_t begin, int64_t end) { fn(begin, end, nullptr, indptr, columns, values); });
+  return out;
+}
+
+// A dense row of sums and a set of bits, zero, as the kernels want and leave them.
+struct Scratch {
+  std::vector<float> sum;
+  std::vector<uint64_t> bits;
+  explicit Scratch(int64_t n) : sum(n), bits(n / 64 + 1) {}
+};
+
+// Weights V after the local query expansion, as sparse rows. Either features or distances are given.
+std::tuple<Tensor, Tensor, Tensor> rerank_encode_cpu(const Tensor& ids, const Tensor& distances, const Tensor& largest,
+                                                     const std::optional<Tensor>& query,
+                                                     const std::optional<Tensor>& gallery,
+                                                     const std::optional<Tensor>& q_g, const std::optional<Tensor>& q_q,
+                                                     const std::optional<Tensor>& g_g, std::string_view metric_name,
+                                                     int64_t near, int64_t half, int64_t expand, bool square,
+                                                     bool raw_weights, bool store_half) {
+  const int64_t n = ids.size(0), k = ids.size(1);
+  TORCH_CHECK(ids.scalar_type() == at::kInt && distances.scalar_type() == at::kFloat && ids.is_contiguous() &&
+                  distances.is_contiguous() && distances.sizes() == ids.sizes() && largest.numel() == n,
+              "rerank: expected the results of rerank_neighbours");
+  const int32_t* id = ids.const_data_ptr<int32_t>();
+  for (int64_t e = 0; e < n * k; ++e) TORCH_CHECK_VALUE(id[e] >= -1 && id[e] < n, "rerank: neighbour out of range");
+  RerankOptions options;
+  options.near = std::min(near, k), options.half = std::min(half, k), options.expand = expand;
+  options.square = square, options.raw_weights = raw_weights, options.store_half = store_half;
+  const Metric metric = parse_metric(metric_name);
+  options.raw_scale = metric == Metric::kCosine ? 2.0f : 1.0f;
+
+  cpu::PairSource pairs{};
+  std::vector<double> inverse_norm;
+  if (q_g) {
+    check_blocks(*q_g, *q_q, *g_g);
+    pairs.q_g = q_g->const_data_ptr<float>(), pairs.q_q = q_q->const_data_ptr<float>();
+    pairs.g_g = g_g->const_data_ptr<float>();
+    pairs.queries = q_g->size(0), pairs.galleries = q_g->size(1);
+  } else {
+    TORCH_CHECK(query && gallery, "rerank: expected features or distances");
+    check_features(*query, *gallery);
+    pairs.query = query->const_data_ptr<float>(), pairs.gallery = gallery->const_data_ptr<float>();
+    pairs.queries = query->size(0), pairs.galleries = gallery->size(0), pairs.dim = query->size(1);
+    if (metric == Metric::kCosine) {
+      inverse_norm.resize(n);
+      at::parallel_for(0, n, grain(pairs.dim * sizeof(float)), [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) {
+          const float* x =
+              i < pairs.queries ? pairs.query + i * pairs.dim : pairs.gallery + (i - pairs.queries) * pairs.dim;
+          double sq = 0.0;
+          REID_CPU_CALL(row_square_sum, x, 1, pairs.dim, &sq);
+          inverse_norm[i] = sq > 0.0 ? 1.0 / std::sqrt(sq) : 0.0;
+        }
+      });
+      pairs.inverse_norm = inverse_norm.data();
+    }
+  }
+  TORCH_CHECK(pairs.queries + pairs.galleries == n, "rerank: expected lists of ", pairs.queries + pairs.galleries,
+              " items, got ", n);
+
+  const Tensor half_sets = at::empty({n, options.half}, at::kInt), half_sizes = at::empty({n}, at::kInt);
+  at::parallel_for(0, n, 64, [&](int64_t begin, int64_t end) {
+    REID_CPU_CALL(rerank_half_sets, id, k, options.half, begin, end, half_sets.mutable_data_ptr<int32_t>(),
+                  half_sizes.mutable_data_ptr<int32_t>());
+  });
+  const float* d = distances.const_data_ptr<float>();
+  const float* top = largest.const_data_ptr<float>();
+  Csr v = make_rows(
+      n, [&](int64_t begin, int64_t end, int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values) {
+        std::vector<int32_t> scratch(options.near * (options.half + 1));
+        REID_CPU_CALL(rerank_sets, id, k, half_sets.const_data_ptr<int32_t>(), half_sizes.const_data_ptr<int32_t>(),
+                      options, begin, end, scratch.data(), sizes, indptr, columns);
+        if (indptr) REID_CPU_CALL(rerank_weights, id, d, top, k, pairs, options, begin, end, indptr, columns, values);
+      });
+  if (expand > 1) {
+    const cpu::SparseRows rows = v.view();
+    v = make_rows(
+        n, [&](int64_t begin, int64_t end, int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values) {
+          Scratch scratch(n);
+          REID_CPU_CALL(rerank_expand, id, k, rows, n, options, begin, end, scratch.sum.data(), scratch.bits.data(),
+                        sizes, indptr, columns, values);
+        });
+  }
+  return {v.indptr, v.columns, v.values};
+}
+
+void check_rows(const Tensor& indptr, const Tensor& columns, const Tensor& values, int64_t width) {
+  TORCH_CHECK(indptr.scalar_type() == at::kLong && columns.scalar_type() == at::kInt &&
+                  values.scalar_type() == at::kFloat && indptr.is_contiguous() && columns.is_contiguous() &&
+                  values.is_contiguous() && indptr.numel() >= 1,
+              "rerank: expected sparse rows of int64, int32 and float32");
+  const int64_t* p = indptr.const_data_ptr<int64_t>();
+  const int64_t n = indptr.numel() - 1, entries = columns.numel();
+  TORCH_CHECK_VALUE(p[0] == 0 && p[n] == entries && values.numel() == entries, "rerank: broken sparse rows");
+  for (int64_t i = 0; i < n; ++i) TORCH_CHECK_VALUE(p[i] <= p[i + 1], "rerank: broken sparse rows");
+  const int32_t* c = columns.const_data_ptr<int32_t>();
+  for (int64_t e = 0; e < entries; ++e) TORCH_CHECK_VALUE(c[e] >= 0 && c[e] < width, "rerank: column out of range");
+}
+
+// Jaccard distances below 1 of items [0, rows) to items [first, n), as sparse rows over n - first columns.
+std::tuple<Tensor, Tensor, Tensor> rerank_jaccard_cpu(const Tensor& indptr, const Tensor& columns, const Tensor& values,
+                                                      int64_t rows, int64_t first, bool store_half) {
+  const int64_t n = indptr.numel() - 1;
+  check_rows(indptr, columns, values, n);
+  TORCH_CHECK_VALUE(rows >= 0 && rows <= n && first >= 0 && first <= n, "rerank: rows out of range");
+  const cpu::SparseRows v = Csr{indptr, columns, values}.view();
+
+  // by column: counting sort, rows ascending within a column
+  const int64_t entries = v.indptr[n] - v.indptr[first];
+  Csr inverse{at::zeros({n + 1}, at::kLong), at::empty({entries}, at::kInt), at::empty({entries}, at::kFloat)};
+  int64_t* start = inverse.indptr.mutable_data_ptr<int64_t>();
+  int32_t* row = inverse.columns.mutable_data_ptr<int32_t>();
+  float* value = inverse.values.mutable_data_ptr<float>();
+  for (int64_t e = v.indptr[first]; e < v.indptr[n]; ++e) ++start[v.column[e] + 1];
+  for (int64_t c = 0; c < n; ++c) start[c + 1] += start[c];
+  for (int64_t j = first; j < n; ++j)
+    for (int64_t e = v.indptr[j]; e < v.indptr[j + 1]; ++e) {
+      const int64_t at = start[v.column[e]]++;
+      row[at] = static_cast<int32_t>(j - first);
+      value[at] = v.value[e];
+    }
+  for (int64_t c = n; c > 0; --c) start[c] = start[c - 1];
+  if (n > 0) start[0] = 0;
+
+  const cpu::SparseRows by_column = inverse.view();
+  const int64_t targets = n - first;
+  Csr out = make_rows(
+      rows, [&](int64_t begin, int64_t end, int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values) {
+        Scratch scratch(targets);
+        REID_CPU_CALL(rerank_jaccard, v, by_column, targets, store_half, begin, end, scratch.sum.data(),
+                      scratch.bits.data(), sizes, indptr, columns, values);
+      });
+  return {out.indptr, out.columns, out.values};
+}
+
+// Final distances [Q, G], from the features (q_g none) or from the given q_g. largest [>= Q]; jaccard rows of the Q
+// queries. Which queries are asked for together changes nothing.
+std::tuple<Tensor, Tensor> rerank_distances_cpu(const Tensor& query, const Tensor& gallery,
+                                                const std::optional<Tensor>& q_g, const Tensor& largest,
+                                                const Tensor& indptr, const Tensor& columns, const Tensor& values,
+                                                std::string_view metric_name, double lambda, bool square,
+                                                bool blend_raw, bool store_half) {
+  const Metric metric = parse_metric(metric_name);
+  if (!q_g) check_features(query, gallery);
+  if (q_g)
+    TORCH_CHECK(q_g->dim() == 2 && q_g->scalar_type() == at::kFloat && q_g->is_contiguous(),
+                "rerank: expected contiguous float32 distances (Q, G)");
+  const int64_t queries = q_g ? q_g->size(0) : query.size(0), galleries = q_g ? q_g->size(1) : gallery.size(0);
+  check_rows(indptr, columns, values, galleries);
+  TORCH_CHECK(indptr.numel() == queries + 1 && largest.numel() >= queries && largest.scalar_type() == at::kFloat &&
+                  largest.is_contiguous(),
+              "rerank: expected one sparse row and one largest distance per query");
+  RerankOptions options;
+  options.square = square, options.store_half = store_half;
+  const cpu::SparseRows jaccard = Csr{indptr, columns, values}.view();
+  const float* top = largest.const_data_ptr<float>();
+  Tensor out = empty_output({queries, galleries}, at::TensorOptions(at::kFloat));
+  float* final = out.mutable_data_ptr<float>();
+  const auto finish = [&](const float* d, int64_t ld, int64_t q0, int64_t nq, int64_t g0, int64_t ng) {
+    at::parallel_for(0, nq, grain(ng * sizeof(float)), [&](int64_t begin, int64_t end) {
+      std::vector<float> scratch(ng);
+      for (int64_t r = begin; r < end; ++r) {
+        const int64_t q = q0 + r;
+        float* row = final + q * galleries + g0;
+        std::copy_n(d + r * ld, ng, row);
+        if (!q_g && metric == Metric::kCosine) REID_CPU_CALL(rerank_clamp, row, ng);
+        REID_CPU_CALL(rerank_final_row, row, ng, g0, top[q], lambda, blend_raw, options, jaccard, jaccard.indptr[q],
+                      jaccard.indptr[q + 1], scratch.data());
+      }
+    });
+  };
+  BadInput stop;
+  if (q_g)
+    finish(q_g->const_data_ptr<float>(), galleries, 0, queries, 0, galleries);
+  else
+    stop = for_each_block<float>(Rows(query), Rows(gallery), metric, BlockSize{}, finish);
+  return {out, stop.tensor()};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(reidfast, m) {
+  m.def(
+      "rerank_neighbours(Tensor query, Tensor gallery, int k, str metric, bool square) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
+  m.def(
+      "rerank_neighbours_from_distances(Tensor q_g, Tensor q_q, Tensor g_g, int k, bool square) -> (Tensor, Tensor, "
+      "Tensor)");
+  m.def(
+      "rerank_encode(Tensor ids, Tensor distances, Tensor largest, Tensor? query, Tensor? gallery, Tensor? q_g, "
+      "Tensor? q_q, Tensor? g_g, str metric, int near, int half, int expand, bool square, bool raw_weights, bool "
+      "store_half) -> (Tensor, Tensor, Tensor)");
+  m.def(
+      "rerank_jaccard(Tensor indptr, Tensor columns, Tensor values, int rows, int first, bool store_half) -> "
+      "(Tensor, Tensor, Tensor)");
+  m.def(
+      "rerank_distances(Tensor query, Tensor gallery, Tensor? q_g, Tensor largest, Tensor indptr, Tensor columns, "
+      "Tensor values, str metric, float lambda_, bool square, bool blend_raw, bool store_half) -> (Tensor, Tensor)");
+}
+TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
+  m.impl("rerank_neighbours", rerank_neighbours_cpu);
+  m.impl("rerank_neighbours_from_distances", rerank_neighbours_from_distances_cpu);
+  m.impl("rerank_encode", rerank_encode_cpu);
+  m.impl("rerank_jaccard", rerank_jaccard_cpu);
+  m.impl("rerank_distances", rerank_distances_cpu);
+}
+
+}  // namespace reidfast

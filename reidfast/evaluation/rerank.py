@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""k-reciprocal re-ranking and Jaccard neighbour graphs in memory linear in the number of items."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import scipy.sparse
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reidfast.evaluation import _rerank_engine as engine
+from reidfast.evaluation._inputs import Features, check_count, check_pair, read_features
+from reidfast.evaluation._rerank_variants import RerankVariant, half_neighbours, resolve_variant
+
+__all__ = ["Reranked", "jaccard_graph", "rerank", "rerank_distances"]
+
+_PROBLEM = {1: "a NaN or infinite value", 2: "values too large for float32 distances"}
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What the engine wants to know, from a variant and k1, k2."""
+
+    variant: RerankVariant
+    near: int
+    half: int
+    expand: int
+    list_size: int
+
+    @classmethod
+    def of(cls, op: str, variant: RerankVariant, k1: int, k2: int, items: int) -> _Settings:
+        k1, k2 = check_count(op, "k1", k1), check_count(op, "k2", k2)
+        near, half = k1 + variant.extra, half_neighbours(variant, k1)
+        wanted = max(near, k2) if variant.extra else k1  # the faiss codes have nothing beyond their k1 neighbours
+        return cls(variant, near, half, k2, max(1, min(wanted, items)))
+
+    @property
+    def square(self) -> bool:
+        return self.variant.power == 2
+
+    @property
+    def store_half(self) -> bool:
+        return self.variant.storage == "float16"
+
+    def encode_args(self) -> tuple[Any, ...]:
+        raw = self.variant.weight == "raw"
+        return (self.variant.metric, self.near, self.half, self.expand, self.square, raw, self.store_half)
+
+
+def as_matrix(features: Features) -> Tensor:
+    """All rows as one contiguous float32 tensor on their device; no copy where that is what they are."""
+    chunks = [c.float() for c in features.chunks]
+    return (chunks[0] if len(chunks) == 1 else torch.cat(chunks)).contiguous()
+
+
+def like(x: Any, result: Tensor) -> Any:
+    """``result`` as the kind of array that ``x`` is: torch (on its device), numpy or cupy."""
+    if isinstance(x, Tensor):
+        return result.to(x.device)
+    if hasattr(x, "__cuda_array_interface__"):
+        import cupy
+
+        return cupy.from_dlpack(result.cuda())
+    return result.cpu().numpy()
+
+
+def raise_bad_row(op: str, status: Tensor) -> None:
+    """ValueError for the row where the engine stopped, if it did."""
+    side, kind, row = status.tolist()
+    if kind:
+        name = ("query", "gallery")[side]
+        raise ValueError(f"{op}: expected finite {name} features, got {_PROBLEM[kind]} in row {row}")
+
+
+def _check_lambda(op: str, lambda_: Any) -> float:
+    value = float(lambda_)
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{op}: expected lambda_ in [0, 1] (the weight of the original distance), got {lambda_!r}")
+    return value
+
+
+@dataclass(frozen=True, eq=False)
+class Reranked:
+    """Re-ranked distances of Q queries to G gallery items, kept sparse.
+
+    The final distance is ``(1 - lambda_) * J + lambda_ * d`` with J = 1 wherever the sparse part has no entry.
+
+    Attributes:
+        indptr: int64 (Q + 1,), where each query's entries begin.
+        indices: int32 (entries,), gallery rows whose Jaccard distance is below 1, ascending per query.
+        jaccard: float32 (entries,), their Jaccard distances.
+        largest: float32 (Q,), the normaliser of each query: its largest distance to any item (to the power of the
+            variant).
+        lambda_: Weight of the original distance.
+        variant: The options used, with the metric in force.
+    """
+
+    indptr: NDArray[np.int64]
+    indices: NDArray[np.int32]
+    jaccard: NDArray[np.float32]
+    largest: NDArray[np.float32]
+    lambda_: float
+    variant: RerankVariant
+    _query: Tensor
+    _gallery: Tensor
+    _distances: Tensor | None
+    _kind: Any
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(Q, G)."""
+        if self._distances is not None:
+            return int(self._distances.shape[0]), int(self._distances.shape[1])
+        return len(self._query), len(self._gallery)
+
+    def dense_rows(self, begin: int, end: int) -> Tensor:
+        """Final distances of queries [begin, end), float32 (end - begin, G) where the features are; the bits of .dense()."""
+        first, last = int(self.indptr[begin]), int(self.indptr[end])
+        distances, status = engine.distances(
+            self._query[begin:end],
+            self._gallery,
+            None if self._distances is None else self._distances[begin:end].contiguous(),
+            torch.from_numpy(self.largest[begin:end]),
+            torch.from_numpy(self.indptr[begin : end + 1] - first),
+            torch.from_numpy(self.indices[first:last]),
+            torch.from_numpy(self.jaccard[first:last]),
+            self.variant.metric,
+            self.lambda_,
+            self.variant.power == 2,
+            self.variant.blend == "raw",
+            self.variant.storage == "float16",
+        )
+        raise_bad_row("rerank", status)
+        return distances
+
+    def dense(self) -> Any:
+        """Final distances float32 [Q, G], of the kind (and on the device) of the query features."""
+        return like(self._kind, self.dense_rows(0, self.shape[0]))
+
+    def sparse_jaccard(self) -> scipy.sparse.csr_matrix:
+        """The Jaccard part: csr float32 [Q, G]; what is absent is 1."""
+        return scipy.sparse.csr_matrix((self.jaccard, self.indices, self.indptr), shape=self.shape)
+
+
+def _no_group(op: str, group: Any) -> None:
+    if group is not None:
+        raise NotImplementedError(
+            f"{op}: expected group=None, got a process group; gather the features and call it on one process "
+            "(rank and search take group=)"
+        )
+
+
+def rerank(
+    query: Any,
+    gallery: Any,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_: float = 0.3,
+    variant: str | RerankVariant = "zhong",
+    metric: str | None = None,
+    group: Any = None,
+) -> Reranked:
+    """k-reciprocal re-ranking of features, without a matrix of all pairs.
+
+    With D(i, j) = b(i, j)^power over all Q + G items, Dn(i, j) = D(i, j) / max_k D(i, k) and N(i, k) the k nearest of i:
+
+        R(i, k)  = { j in N(i, k) : i in N(j, k) },  k = k1 + extra
+        R*(i)    = R(i, k) joined with every H(j) = R(j, half), j in R(i, k), of which |H(j) & R(i, k)| > 2/3 |H(j)|
+        V(i, j)  = exp(-Dn(i, j)) for j in R*(i), else 0, rows divided by their sum
+        V'(i)    = mean of V over the k2 nearest of i
+        J(i, j)  = 1 - m / (2 - m),  m = sum_l min(V'(i, l), V'(j, l))
+        final    = (1 - lambda_) J + lambda_ Dn
+
+    Zhong, Zheng, Cao, Li, "Re-ranking Person Re-identification with k-reciprocal Encoding", CVPR 2017.
+    `RerankVariant` says by formula where the published codes differ; ``docs/reranking.md`` compares them.
+
+    Args:
+        query: Features (Q, D), torch, numpy or cupy, float16 to float64 (computed in float32), files or shards.
+        gallery: Features (G, D).
+        k1: Neighbours considered.
+        k2: Neighbours averaged in the local query expansion; 1 turns it off.
+        lambda_: Weight of the original distance.
+        variant: "zhong", "torchreid", "fastreid", "transreid", "openunreid" or a `RerankVariant`.
+        metric: "sqeuclidean" (also "euclidean"; every code re-ranks squared distances) or "cosine"; None = the
+            variant's own: cosine for "fastreid", else squared Euclidean.
+        group: Reserved for a sharded gallery; only None is served.
+
+    Returns:
+        Reranked: the sparse parts, and ``.dense()``.
+
+    Raises:
+        ValueError: shapes that do not fit, an empty gallery, a row that is not finite, k1 or k2 below 1, lambda_ outside
+            [0, 1], unknown variant or metric.
+        TypeError: features that are not floating point.
+
+    Notes:
+        An item is its own nearest neighbour; other ties go to the lowest item, queries before gallery. Lists shorter
+        than k1 (few items) are used as they are. The result does not depend on the number of threads.
+        Cost: half of the symmetric product (Q+G)^2 D, then O((Q+G) k1^2). Memory beside the features and the result:
+        12 bytes x (Q + G) x k1, the sparse rows, and some 30 MB of tiles.
+
+    Example:
+        >>> x = torch.eye(4).repeat(3, 1)
+        >>> rerank(x[:4], x[4:], k1=2, k2=1).dense().argmin(1).tolist()
+        [0, 1, 2, 3]
+    """
+    op = "rerank"
+    _no_group(op, group)
+    lambda_ = _check_lambda(op, lambda_)
+    options = resolve_variant(op, variant, metric)
+    q, g = read_features(op, "query", query), read_features(op, "gallery", gallery)
+    check_pair(op, q, g)
+    settings = _Settings.of(op, options, k1, k2, q.n + g.n)
+    x, y = as_matrix(q), as_matrix(g)
+    y = y.to(x.device)
+    ids, near, largest, status = engine.neighbours(x, y, settings.list_size, options.metric, settings.square)
+    raise_bad_row(op, status)
+    v = engine.encode(ids, near, largest, x, y, None, None, None, *settings.encode_args())
+    jaccard = engine.jaccard(*v, q.n, q.n, settings.store_half)
+    return _reranked(jaccard, largest[: q.n], lambda_, options, x, y, None, query)
+
+
+def _reranked(
+    jaccard: tuple[Tensor, Tensor, Tensor],
+    largest: Tensor,
+    lambda_: float,
+    options: RerankVariant,
+    query: Tensor,
+    gallery: Tensor,
+    distances: Tensor | None,
+    kind: Any,
+) -> Reranked:
+    indptr, indices, values = (t.numpy() for t in jaccard)
+    top = largest.cpu().numpy().copy()
+    return Reranked(indptr, indices, values, top, lambda_, options, query, gallery, distances, kind)
+
+
+def rerank_distances(
+    q_g: Any,
+    q_q: Any,
+    g_g: Any,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_: float = 0.3,
+    variant: str | RerankVariant = "zhong",
+) -> Reranked:
+    """k-reciprocal re-ranking of base distances that are already there: (Q, G), (Q, Q) and (G, G).
+
+    The matrices are read once and never copied (float32, contiguous) or concatenated. Item i is described by column i
+    of [[q_q, q_g], [q_g^T, g_g]], as in the published codes; all ties go to the lowest item, itself included. For
+    "zhong" the distances are squared Euclidean ones. See `rerank`.
+    """
+    op = "rerank_distances"
+    lambda_ = _check_lambda(op, lambda_)
+    options = resolve_variant(op, variant, None)
+    blocks = [read_features(op, n, x) for n, x in (("q_g", q_g), ("q_q", q_q), ("g_g", g_g))]
+    qg, qq, gg = (as_matrix(b).cpu() for b in blocks)
+    if qq.shape != (len(qg), len(qg)) or gg.shape != (qg.shape[1], qg.shape[1]):
+        raise ValueError(
+            f"{op}: expected q_q (Q, Q) and g_g (G, G) to match q_g {tuple(qg.shape)}, "
+            f"got {tuple(qq.shape)} and {tuple(gg.shape)}"
+        )
+    settings = _Settings.of(op, options, k1, k2, len(qg) + len(gg))
+    ids, near, largest = engine.neighbours_from_distances(qg, qq, gg, settings.list_size, settings.square)
+    v = engine.encode(ids, near, largest, None, None, qg, qq, gg, *settings.encode_args())
+    jaccard = engine.jaccard(*v, len(qg), len(qg), settings.store_half)
+    return _reranked(jaccard, largest[: len(qg)], lambda_, options, qg[:, :0], gg[:, :0], qg, q_g)
+
+
+def jaccard_graph(
+    features: Any,
+    *,
+    k1: int = 30,
+    k2: int = 6,
+    variant: str | RerankVariant = "openunreid",
+    metric: str | None = None,
+    group: Any = None,
+) -> scipy.sparse.csr_matrix:
+    """Jaccard distances among all items as a sparse graph, for clustering.
+
+    The J of `rerank` between every pair of one set of features; with the default variant, the distance that OpenUnReID,
+    SpCL and cluster-contrast cluster by: k1 nearest items (itself included), weights softmax(-||x - y||^2).
+
+    Args:
+        features: (N, D), torch, numpy or cupy.
+        k1: Neighbours considered.
+        k2: Neighbours averaged in the local query expansion; 1 turns it off.
+        variant: As in `rerank`.
+        metric: As in `rerank`.
+        group: Reserved for sharded features; only None is served.
+
+    Returns:
+        csr_matrix float32 (N, N), symmetric up to rounding: every distance below 1, the zero diagonal stored
+        explicitly; what is absent has distance 1. ``sklearn.cluster.DBSCAN(metric="precomputed")`` takes it as it is.
+
+    Raises:
+        ValueError, TypeError: as `rerank`.
+
+    Notes:
+        Memory O(N k1) + the graph; the dense N x N never exists. Independent of the number of threads.
+
+    Example:
+        >>> graph = jaccard_graph(torch.eye(3).repeat(2, 1), k1=2, k2=1)
+        >>> graph.nnz, float(graph[0, 3])
+        (12, 0.0)
+    """
+    op = "jaccard_graph"
+    _no_group(op, group)
+    options = resolve_variant(op, variant, metric)
+    items = read_features(op, "features", features)
+    settings = _Settings.of(op, options, k1, k2, items.n)
+    x = as_matrix(items)
+    nothing = x[:0]
+    ids, near, largest, status = engine.neighbours(x, nothing, settings.list_size, options.metric, settings.square)
+    if status[1]:
+        raise ValueError(f"{op}: expected finite features, got {_PROBLEM[int(status[1])]} in row {int(status[2])}")
+    v = engine.encode(ids, near, largest, x, nothing, None, None, None, *settings.encode_args())
+    indptr, indices, values = (t.numpy() for t in engine.jaccard(*v, items.n, 0, settings.store_half))
+    own = np.repeat(np.arange(items.n, dtype=indices.dtype), np.diff(indptr)) == indices
+    values[own] = 0.0
+    graph = scipy.sparse.csr_matrix((values, indices, indptr), shape=(items.n, items.n))
+    if (values >= 1.0).any():  # shared weight below what float32 can tell from none
+        keep = values < 1.0
+        starts = np.concatenate([[0], np.cumsum(keep)])[indptr]
+        graph = scipy.sparse.csr_matrix((values[keep], indices[keep], starts), shape=graph.shape)
+    return graph
