@@ -20,6 +20,7 @@ namespace reidfast {
 namespace {
 
 constexpr int64_t kItems = 1024;  // items per block of the symmetric product
+constexpr int64_t kRows = 512;    // and per tile of it: square tiles, so that BLAS packs little beside what it multiplies
 
 Metric parse_metric(std::string_view name) {
   TORCH_CHECK_VALUE(name == "cosine" || name == "sqeuclidean",
@@ -102,7 +103,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& q
   if (n > 0) {
     const Rows sides[2] = {Rows(query), Rows(gallery)};
     const auto blocks = item_blocks(query.size(0), gallery.size(0));
-    Panel<float> row_panel(kItems, kTileRows, dim), column_panel(kItems, kTileColumns, dim);
+    Panel<float> row_panel(kItems, kRows, dim), column_panel(kItems, kTileColumns, dim);
     const Tensor buffer = at::empty({kItems * kItems}, at::kFloat);
     float* d = buffer.mutable_data_ptr<float>();
     if (dim == 0) buffer.zero_();
@@ -121,11 +122,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& q
         const int64_t across = column_panel.tiles();
         for_each_task(row_panel.tiles() * across, [&](int64_t task) {
           const int64_t t = task / across, u = task % across;
-          if (i == j && (u + 1) * kTileColumns <= t * kTileRows) return;  // below the diagonal
-          float* tile = d + t * kTileRows * kItems + u * kTileColumns;
+          if (i == j && (u + 1) * kTileColumns <= t * kRows) return;  // below the diagonal
+          float* tile = d + t * kRows * kItems + u * kTileColumns;
           distance_tile(row_panel, t, column_panel, u, metric, tile, kItems);
           if (metric == Metric::kCosine)
-            for (int64_t r = 0; r < kTileRows; ++r) REID_CPU_CALL(rerank_clamp, tile + r * kItems, kTileColumns);
+            for (int64_t r = 0; r < kRows; ++r) REID_CPU_CALL(rerank_clamp, tile + r * kItems, kTileColumns);
         });
         const cpu::DistanceBlock block{d, kItems, a.n, b.n, a.id, b.id, square, i == j};
         lists.offer_rows(block);
