@@ -5,9 +5,32 @@
 from __future__ import annotations
 
 from reidfast.evaluation._metrics import Ranking
+from reidfast.evaluation._rerank_variants import RerankVariant
+from reidfast.evaluation.adaptation import database_augmentation, query_expansion, subtract_camera_mean
+from reidfast.evaluation.graphs import cluster, knn_graph
 from reidfast.evaluation.nearest import search
 from reidfast.evaluation.ranking import rank, rank_distances
+from reidfast.evaluation.reranking import Reranked, jaccard_graph, rank_reranked, rerank, rerank_distances
 from reidfast.evaluation.single_shot import sampled_cmc
 from reidfast.evaluation.verification import Roc, roc
 
-__all__ = ["Ranking", "Roc", "rank", "rank_distances", "roc", "sampled_cmc", "search"]
+__all__ = [
+    "Ranking",
+    "RerankVariant",
+    "Reranked",
+    "Roc",
+    "cluster",
+    "database_augmentation",
+    "jaccard_graph",
+    "knn_graph",
+    "query_expansion",
+    "rank",
+    "rank_distances",
+    "rank_reranked",
+    "rerank",
+    "rerank_distances",
+    "roc",
+    "sampled_cmc",
+    "search",
+    "subtract_camera_mean",
+]

@@ -16,9 +16,9 @@ class RerankVariant:
 
     With b(i, j) the base distance, m_i = max_j b(i, j)^power and Dn(i, j) = b(i, j)^power / m_i:
 
-        neighbours of i     the k1 + extra nearest items, i itself included
-        weight of j in i    exp(-Dn(i, j))     (weight="normalised")   or   exp(-||x_i - x_j||^2)   (weight="raw"), sum 1
-        final distance      (1 - lambda) J + lambda Dn(q, g)   (blend="normalised")   or   ... + lambda b(q, g)   ("raw")
+        neighbours of i    the k1 + extra nearest items, i itself included
+        weight of j in i   exp(-Dn(i, j)) (weight="normalised") or exp(-||x_i - x_j||^2) (weight="raw"), made to sum 1
+        final distance     (1 - lambda) J + lambda Dn(q, g) (blend="normalised") or ... + lambda b(q, g) (blend="raw")
 
     Attributes:
         metric: Base distance: "sqeuclidean" = ||x - y||^2, or "cosine" = 1 - cos. The caller's `metric` overrides it.

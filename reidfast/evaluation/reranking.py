@@ -13,12 +13,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reidfast.evaluation import _engine, ranking
 from reidfast.evaluation import _rerank_engine as engine
-from reidfast.evaluation._inputs import Features, check_count, check_pair, read_features
+from reidfast.evaluation._distances import tensor
+from reidfast.evaluation._groups import Solo
+from reidfast.evaluation._inputs import Features, Labels, check_count, check_pair, read_features, read_labels
+from reidfast.evaluation._metrics import PROTOCOLS, Counted, Ranking, score
+from reidfast.evaluation._pairs import JUNK, find_pairs
 from reidfast.evaluation._rerank_variants import RerankVariant, half_neighbours, resolve_variant
 
-__all__ = ["Reranked", "jaccard_graph", "rerank", "rerank_distances"]
+__all__ = ["Reranked", "jaccard_graph", "rank_reranked", "rerank", "rerank_distances"]
 
+_BLOCK_BYTES = 128 << 20  # final distances made at a time by rank_reranked
 _PROBLEM = {1: "a NaN or infinite value", 2: "values too large for float32 distances"}
 
 
@@ -119,7 +125,10 @@ class Reranked:
         return len(self._query), len(self._gallery)
 
     def dense_rows(self, begin: int, end: int) -> Tensor:
-        """Final distances of queries [begin, end), float32 (end - begin, G) where the features are; the bits of .dense()."""
+        """Final distances of queries [begin, end): float32 (end - begin, G) where the features are.
+
+        The bits of ``.dense()``, as long as the rows asked for and Q lie on one side of 32 (tiles of another height).
+        """
         first, last = int(self.indptr[begin]), int(self.indptr[end])
         distances, status = engine.distances(
             self._query[begin:end],
@@ -168,7 +177,7 @@ def rerank(
 ) -> Reranked:
     """k-reciprocal re-ranking of features, without a matrix of all pairs.
 
-    With D(i, j) = b(i, j)^power over all Q + G items, Dn(i, j) = D(i, j) / max_k D(i, k) and N(i, k) the k nearest of i:
+    With D(i, j) = b(i, j)^power over all Q + G items, Dn(i, j) = D(i, j) / max_l D(i, l) and N(i, k) the k nearest:
 
         R(i, k)  = { j in N(i, k) : i in N(j, k) },  k = k1 + extra
         R*(i)    = R(i, k) joined with every H(j) = R(j, half), j in R(i, k), of which |H(j) & R(i, k)| > 2/3 |H(j)|
@@ -195,8 +204,8 @@ def rerank(
         Reranked: the sparse parts, and ``.dense()``.
 
     Raises:
-        ValueError: shapes that do not fit, an empty gallery, a row that is not finite, k1 or k2 below 1, lambda_ outside
-            [0, 1], unknown variant or metric.
+        ValueError: shapes that do not fit, an empty gallery, a row that is not finite, k1 or k2 below 1, lambda_
+            outside [0, 1], unknown variant or metric.
         TypeError: features that are not floating point.
 
     Notes:
@@ -224,6 +233,120 @@ def rerank(
     v = engine.encode(ids, near, largest, x, y, None, None, None, *settings.encode_args())
     jaccard = engine.jaccard(*v, q.n, q.n, settings.store_half)
     return _reranked(jaccard, largest[: q.n], lambda_, options, x, y, None, query)
+
+
+def rank_reranked(
+    query: Any,
+    gallery: Any,
+    query_ids: Any,
+    gallery_ids: Any,
+    query_cameras: Any = None,
+    gallery_cameras: Any = None,
+    *,
+    k1: int = 20,
+    k2: int = 6,
+    lambda_: float = 0.3,
+    variant: str | RerankVariant = "zhong",
+    metric: str | None = None,
+    protocol: str = "market1501",
+    average_precision: str | None = None,
+    max_rank: int = 50,
+    precision: str = "float32",
+    validate: bool = False,
+    group: Any = None,
+) -> Ranking:
+    """Evaluate re-ranked features: CMC, average precision and INP, without an array of all queries and gallery rows.
+
+    Exactly ``rank_distances(rerank(query, gallery, ...).dense(), ...)``, ties included: the final distances that
+    ``.dense()`` shows are made for some queries at a time, compared, and dropped.
+
+    Args:
+        query: As in `rerank`.
+        gallery: As in `rerank`.
+        query_ids: As in `rank`.
+        gallery_ids: As in `rank`.
+        query_cameras: As in `rank`.
+        gallery_cameras: As in `rank`.
+        k1: As in `rerank`.
+        k2: As in `rerank`.
+        lambda_: As in `rerank`; 0 compares Jaccard distances alone, with all that share nothing tied at 1.
+        variant: As in `rerank`.
+        metric: As in `rerank`: None is the variant's own, squared Euclidean for all but "fastreid".
+        protocol: As in `rank`.
+        average_precision: As in `rank`.
+        max_rank: As in `rank`.
+        precision: "float32" only.
+        validate: Look for NaN and inf in CUDA features beforehand.
+        group: Reserved; only None is served.
+
+    Returns:
+        Ranking, numpy on the host.
+
+    Raises:
+        ValueError, TypeError: as `rank` and `rerank`.
+        NotImplementedError: precision other than float32.
+
+    Notes:
+        Memory beside the features: that of `rerank` (sparse), and 128 MB of final distances at a time.
+    """
+    op = "rank_reranked"
+    kind = ranking._check_options(op, protocol, average_precision, precision)
+    max_rank = check_count(op, "max_rank", max_rank)
+    if precision != "float32":
+        raise NotImplementedError(f"{op}: precision {precision!r} is not served; use precision='float32'")
+    q, g = read_features(op, "query", query), read_features(op, "gallery", gallery)
+    labels = read_labels(op, q.n, g.n, query_ids, gallery_ids, query_cameras, gallery_cameras)
+    ranking._need_matches(op, labels, find_pairs(labels), Solo())
+    if validate:
+        for features in (q, g):
+            if any(not bool(torch.isfinite(chunk).all()) for chunk in features.chunks):
+                raise ValueError(f"{op}: expected finite {features.name} features, got NaN or inf")
+    result = rerank(query, gallery, k1=k1, k2=k2, lambda_=lambda_, variant=variant, metric=metric, group=group)
+    parts: list[Counted] = []
+    shots: list[NDArray[np.float64]] = []
+    for begin, end in _query_steps(q.n, g.n):
+        some = Labels(
+            labels.query[begin:end],
+            labels.gallery,
+            None if labels.query_cameras is None else labels.query_cameras[begin:end],
+            labels.gallery_cameras,
+        )
+        counted, shot = _count(op, result.dense_rows(begin, end), some, PROTOCOLS[protocol].single_shot, max_rank)
+        counted.query += begin
+        parts.append(counted)
+        shots.append(shot)
+    names = ("query", "distance", "below", "equal", "before")
+    whole = Counted(q.n, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+    return score(whole, kind, max_rank, np.concatenate(shots) if PROTOCOLS[protocol].single_shot else None)
+
+
+def _query_steps(queries: int, galleries: int) -> list[tuple[int, int]]:
+    """Queries [begin, end) worked on together: as many as fit _BLOCK_BYTES, never a rest of 32 or fewer.
+
+    Up to 32 queries are served by tiles of another height, whose last bits may differ.
+    """
+    step = max(128, _BLOCK_BYTES // (4 * max(1, galleries)) // 128 * 128)
+    ends = list(range(step, queries, step)) + [queries]
+    if len(ends) > 1 and ends[-1] - ends[-2] <= 32:
+        del ends[-2]
+    return list(zip([0, *ends[:-1]], ends, strict=True))
+
+
+def _count(op: str, d: Tensor, labels: Labels, single_shot: bool, max_rank: int) -> tuple[Counted, Any]:
+    """What `rank_distances` counts in whole rows of distances."""
+    solo = Solo()
+    pairs = find_pairs(labels)
+    thresholds = ranking._thresholds(pairs, ranking._gather(d, pairs), solo)
+    counts = torch.zeros(3, len(thresholds.query), dtype=torch.int64)
+    bad_row = _engine.COUNT_DISTANCES.on[d.device.type](
+        d, tensor(thresholds.ptr), tensor(thresholds.distance),
+        tensor(thresholds.local_columns(solo, pairs, d.shape[1])), tensor(pairs.ptr),
+        tensor(pairs.row(pairs.column)), tensor(np.flatnonzero(labels.gallery == JUNK)), counts,
+    )  # fmt: skip
+    if bad_row >= 0:
+        raise ranking._nan_distance(op, bad_row)
+    shot = ranking._single_shot_matrix(op, d, labels, pairs, thresholds, solo, max_rank) if single_shot else None
+    return Counted(len(d), thresholds.query, thresholds.distance, *counts.numpy()), shot
 
 
 def _reranked(
