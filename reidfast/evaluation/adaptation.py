@@ -91,7 +91,7 @@ def query_expansion(query: Any, gallery: Any, *, k: int = 10, alpha: float = 3.0
         q' = unit(q + sum over the k nearest g of cos(q, g)^alpha g)
 
     alpha = 0 is average query expansion (Chum, Philbin, Sivic, Isard, Zisserman, "Total Recall", ICCV 2007); the
-    weights are those of Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval with No Human Annotation", TPAMI 2019.
+    weights are those of Radenovic, Tolias, Chum, "Fine-tuning CNN Image Retrieval", TPAMI 2019.
 
     Args:
         query: (Q, D), torch, numpy or cupy; normalised here.
