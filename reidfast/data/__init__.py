@@ -3,6 +3,7 @@
 """Data sets as tables of (path, pid, camid), images decoded on demand, and rendered people that need no download."""
 
 from reidfast.data import cuhk03, folder, market1501, msmt17, splits  # noqa: F401  (imported to register their readers)
+from reidfast.data.cache import ImageCache, cached
 from reidfast.data.images import EvalTransform, ImageDataset, decode
 from reidfast.data.records import Record, Records, ReidData, concatenate, split_identities
 from reidfast.data.registry import DataWarning, data_root, load, names
@@ -15,6 +16,7 @@ __all__ = [
     "DataWarning",
     "EvalTransform",
     "IdentitySampler",
+    "ImageCache",
     "ImageDataset",
     "Record",
     "Records",
@@ -24,6 +26,7 @@ __all__ = [
     "TrainTransform",
     "Views",
     "World",
+    "cached",
     "concatenate",
     "contact_sheet",
     "data_root",

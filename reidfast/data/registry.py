@@ -78,6 +78,14 @@ def data_root(name: str, root: Root | None = None) -> Path:
     return path
 
 
+def cache_folder() -> Path:
+    """Where what can be made again is kept: REIDFAST_CACHE, else $XDG_CACHE_HOME/reidfast, else ~/.cache/reidfast."""
+    named = os.environ.get("REIDFAST_CACHE")
+    if named:
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "reidfast"
+
+
 def find_folder(name: str, root: Root | None, folders: Iterable[str], holds: Iterable[str]) -> Path:
     """The data set's own folder: `root/<one of folders>`, or `root` itself, that holds one of the entries `holds`."""
     base = data_root(name, root)

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from reidfast.data import World, contact_sheet, decode, load, write_synthetic
-from reidfast.data.synthetic import PARTS, Pose, SyntheticSet, View, cache_folder, draw_figure
+from reidfast.data.registry import cache_folder
+from reidfast.data.synthetic import PARTS, Pose, SyntheticSet, View, draw_figure
 from reidfast.data.synthetic.people import COLOURS
 from reidfast.data.synthetic.streams import Stream
 

@@ -9,7 +9,7 @@ whatever was rendered before. `write_synthetic` makes a data set of them, `conta
 from reidfast.data.synthetic.figure import PARTS, Figure, Pose, View, draw_figure
 from reidfast.data.synthetic.people import Person, draw_person
 from reidfast.data.synthetic.scenes import Camera, draw_camera
-from reidfast.data.synthetic.sets import SyntheticSet, cache_folder, contact_sheet, write_synthetic
+from reidfast.data.synthetic.sets import SyntheticSet, contact_sheet, write_synthetic
 from reidfast.data.synthetic.world import Photograph, World
 
 __all__ = [
@@ -22,7 +22,6 @@ __all__ = [
     "SyntheticSet",
     "View",
     "World",
-    "cache_folder",
     "contact_sheet",
     "draw_camera",
     "draw_figure",

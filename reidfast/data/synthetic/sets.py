@@ -16,7 +16,7 @@ from PIL import Image
 
 from reidfast.data.market1501 import read_folders
 from reidfast.data.records import Records, ReidData
-from reidfast.data.registry import Root, missing_files, reader
+from reidfast.data.registry import Root, cache_folder, missing_files, reader
 from reidfast.data.synthetic.world import Photograph, World
 
 VERSION = 1  # raise it whenever a picture changes: cached folders are then made anew
@@ -228,14 +228,6 @@ def _run(pieces: list[tuple[SyntheticSet, Path, list[tuple[str, int, int, int]]]
 def _read(folder: Path, spec: SyntheticSet) -> ReidData:
     data, _ = read_folders("synthetic", folder, distractor=0 if spec.distractors else None)
     return ReidData("synthetic", data.train, data.query, data.gallery, data.distractor, info={"synthetic": spec})
-
-
-def cache_folder() -> Path:
-    """Where what can be made again is kept: REIDFAST_CACHE, else $XDG_CACHE_HOME/reidfast, else ~/.cache/reidfast."""
-    named = os.environ.get("REIDFAST_CACHE")
-    if named:
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "reidfast"
 
 
 @reader("synthetic")
