@@ -41,9 +41,9 @@ class ImageCache:
     """The decoded images of a table, uint8 RGB, in a file that is made once.
 
     `ImageDataset(records, transform, decode=cache)` reads from it; the table may be any selection of the cached one.
-    The file is called after `list_hash`, so it is found again for the same images and never taken for others, and appears
-    under that name when it is whole (temporary name, flushed to disk, renamed). What is found is checked: its size, and
-    the table of sizes and offsets by checksum. Several processes may ask for the same cache at once: each gets a whole
+    The file is called after `list_hash`, so it is found again for the same images and never taken for others, and
+    appears under that name when it is whole (temporary name, flushed to disk, renamed). What is found is checked: its
+    size, and the table of sizes by checksum. Several processes may ask for the same cache at once: each gets a whole
     one (the last to finish is kept; all are equal).
 
     Args:
