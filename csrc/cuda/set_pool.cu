@@ -80,10 +80,9 @@ __global__ void __launch_bounds__(kThreads)
     __syncthreads();
     if (base + rank < last) weights[rank] = norm.weight(scores[base + rank]);
     __syncthreads();
-    if (d >= x.dim) continue;
-    const int n = static_cast<int>(min(last - base, int64_t(threads)));
+    const int n = d < x.dim ? static_cast<int>(min(last - base, int64_t(threads))) : 0;
     const T* row = x.at(s, base) + d;
-#pragma unroll 8
+#pragma unroll 4
     for (int i = 0; i < n; ++i, row += x.frame_stride) {
       A value[kVec];
       load<T, kVec>(row, value);
