@@ -52,9 +52,10 @@ REID_HD A position_scale(int64_t size, bool align_corners) {
 // Position, in cells, of the sample with base coordinates (u, v); row = (a, b, t) of theta.
 template <typename A>
 REID_HD A source_position(const A* row, A u, A v, int64_t size, bool align_corners) {
+  using std::fma;
   const A x = mul_rounded(u, row[0]) + mul_rounded(v, row[1]) + row[2];
-  const A scaled = mul_rounded(x + A(1), position_scale<A>(size, align_corners));
-  return align_corners ? scaled : scaled - A(0.5);
+  const A scale = position_scale<A>(size, align_corners);
+  return align_corners ? mul_rounded(x + A(1), scale) : fma(x + A(1), scale, A(-0.5));
 }
 
 // The two cells around a position on one axis, and how far past the lower one it lies. Cells outside the map count as
