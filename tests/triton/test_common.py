@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""The helpers of Triton kernels: exact in the interpreter, and machine code for three architectures."""
+
+import os
+import sys
+
+import pytest
+import torch
+from triton_aot import Aot, compile_all
+
+triton = pytest.importorskip("triton", reason="Triton is not installed")
+pytestmark = pytest.mark.triton
+sys.path.insert(0, os.path.dirname(__file__))
+
+import kernels  # noqa: E402
+
+from reidfast.ops.triton._common import INTERPRETED, TRITON_TYPES, bucket  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def test_mode():
+    assert (not torch.cuda.is_available()) == INTERPRETED
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_product(dtype):
+    m, n, k = 19, 35, 50
+    x, w = torch.randn(m, k).to(DEVICE, dtype), torch.randn(n, k).to(DEVICE, dtype)
+    out = torch.empty(m, n, dtype=dtype, device=DEVICE)
+    grid = (triton.cdiv(m, 32), triton.cdiv(n, 32))
+    kernels.product_kernel[grid](x, w, out, m, n, k, BLOCK=32, BLOCK_K=32, PRECISION="ieee", DTYPE=TRITON_TYPES[dtype])
+    exact = x.double() @ w.double().t()
+    error = (out.double() - exact).abs().max() / exact.abs().max()
+    assert error < torch.finfo(dtype).eps
+
+
+def test_narrow_rounds_to_nearest_even():
+    x = torch.cat([torch.randn(2000), torch.tensor([torch.inf, -torch.inf, torch.nan, 0.0, -0.0, 3.4e38, 1e-30])])
+    ties = (x.to(torch.bfloat16).view(torch.int16).int() * 65536 + 32768).view(torch.float32)
+    x = torch.cat([x, ties]).to(DEVICE)
+    out = torch.empty(len(x), dtype=torch.bfloat16, device=DEVICE)
+    kernels.narrow_kernel[(1,)](x, out, len(x), BLOCK=4096, DTYPE=TRITON_TYPES[torch.bfloat16])
+    want = x.to(torch.bfloat16)
+    assert torch.equal(out.isnan(), want.isnan())
+    assert torch.equal(out[~want.isnan()].view(torch.int16), want[~want.isnan()].view(torch.int16))
+
+
+def test_bucket():
+    assert [bucket(n) for n in (0, 1, 3, 4, 12_936)] == [1, 1, 4, 4, 16384]
+
+
+def test_compiles_to_machine_code():
+    signature = {"x": "*bf16", "w": "*bf16", "out": "*bf16", "m": "i32", "n": "i32", "k": "i32"}
+    constexprs = {"BLOCK": 64, "BLOCK_K": 64, "PRECISION": "ieee", "DTYPE": "dtype:bf16"}
+    case = Aot("kernels", "product_kernel", signature, constexprs, divisible=("x", "w", "out", "n", "k"))
+    built = compile_all([case])
+    assert [b.architecture for b in built] == [80, 90, 100]
+    assert all(b.spills == 0 for b in built)
+    assert built[0].mma and built[1].wgmma and built[2].tcgen05
+
+
+def test_a_kernel_that_does_not_compile_says_why():
+    with pytest.raises(AssertionError, match=r"no type and no value given for \['w', 'out'"):
+        compile_all([Aot("kernels", "product_kernel", {"x": "*fp32"}, {"BLOCK": 64})], [90])
