@@ -66,7 +66,7 @@ class _Lines:
         self.total, self.label, self.unit, self.done = total, label, unit, done
         self.every, self.stream = every, stream
         self.start = self.said = time.monotonic()
-        self.before = done
+        self.before = self.last = done
 
     def advance(self, count: int) -> None:
         self.done += count
@@ -75,9 +75,11 @@ class _Lines:
 
     def say(self) -> None:
         self.said = time.monotonic()
+        self.last = self.done
         rate = (self.done - self.before) / max(self.said - self.start, 1e-9)
         share = f"{self.done:,} of {self.total:,} {self.unit}"
         print(f"{self.label}: {share}, {rate:,.0f}/s", file=self.stream, flush=True)
 
     def finish(self) -> None:
-        self.say()
+        if self.last != self.done:
+            self.say()

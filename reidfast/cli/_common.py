@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Arguments that several subcommands share, and what they stand for."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+__all__: list[str] = []
+
+METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
+PROTOCOLS = ("market1501", "cuhk03", "mars", "mars_torchreid")
+PRECISIONS = ("step", "trapezoid", "sklearn")
+
+
+def add_command(subparsers: Any, name: str, run: Any, help: str, **options: Any) -> argparse.ArgumentParser:
+    """A subcommand with the options that all have."""
+    parser = subparsers.add_parser(name, help=help, description=help[0].upper() + help[1:] + ".", **options)
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
+    )
+    return parser
+
+
+def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """`--data`, `--root` and their options."""
+    group = parser.add_argument_group("data set")
+    group.add_argument(
+        "--data", metavar="NAME", required=required, help="name of a data set (reidfast data list), a .json or a .csv"
+    )
+    group.add_argument(
+        "--root", metavar="FOLDER", help="where the data sets, or the images, are (default: REIDFAST_DATA)"
+    )
+    group.add_argument(
+        "--data-option", metavar="KEY=VALUE", action="append", default=[], help="option of the reader; may be repeated"
+    )
+
+
+def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
+    """`--model`, `--weights` and how images are prepared."""
+    group = parser.add_argument_group("model")
+    group.add_argument("--model", metavar="NAME", required=required, help="one of: reidfast info --models")
+    group.add_argument("--weights", metavar="FILE", help=".npz, .safetensors, .pt or .pth; without it: random weights")
+    group.add_argument("--not-strict", action="store_true", help="take the weights that fit and leave the others")
+    group.add_argument(
+        "--model-option",
+        metavar="KEY=VALUE",
+        action="append",
+        default=[],
+        help="such as last_stride=2; may be repeated",
+    )
+    group.add_argument("--size", type=size, default=(256, 128), metavar="HxW", help="of the input (default: 256x128)")
+    group.add_argument("--filter", default="bilinear", help="resize filter (default: bilinear)")
+    group.add_argument("--flip", action="store_true", help="average with the feature of the mirrored image")
+    group.add_argument("--batch", type=positive, default=64, metavar="N", help="images at a time (default: 64)")
+    group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
+    group.add_argument("--dtype", default="float32", help="of the features kept: float32 or float16")
+    group.add_argument("--workers", type=positive, metavar="N", help="threads that decode images")
+    add_threads(group)
+
+
+def add_threads(parser: Any) -> None:
+    """`--threads`."""
+    parser.add_argument("--threads", type=positive, metavar="N", help="CPU threads of torch")
+
+
+def add_ranking(parser: argparse.ArgumentParser) -> None:
+    """`--metric` and the camera rule."""
+    parser.add_argument("--metric", default="cosine", help=f"{', '.join(METRICS)} (default: cosine)")
+    parser.add_argument(
+        "--no-camera-rule",
+        action="store_true",
+        help="keep gallery images of the query's own identity and camera (the rule leaves them out)",
+    )
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """`--json`."""
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+
+
+def size(text: str) -> tuple[int, int]:
+    """`256x128` -> (256, 128)."""
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None or min(int(match[1]), int(match[2])) < 1:
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 256x128, got {text!r}")
+    return int(match[1]), int(match[2])
+
+
+def positive(text: str) -> int:
+    """An integer of at least 1."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def key_values(pairs: Iterable[str], flag: str) -> dict[str, Any]:
+    """`["a=1", "b=x"]` -> `{"a": 1, "b": "x"}`: numbers, true, false and null are read as such."""
+    values = {}
+    for pair in pairs:
+        key, equals, text = pair.partition("=")
+        if not equals or not key.isidentifier():
+            raise ValueError(f"{flag}: expected KEY=VALUE, got {pair!r}")
+        try:
+            values[key] = json.loads(text)
+        except ValueError:
+            values[key] = text
+    return values
+
+
+def set_threads(args: argparse.Namespace) -> None:
+    """Obey `--threads`."""
+    if args.threads:
+        import torch
+
+        torch.set_num_threads(args.threads)
+
+
+def load_data(args: argparse.Namespace) -> Any:
+    """The data set that the arguments name."""
+    from reidfast import data
+
+    options = key_values(args.data_option, "--data-option")
+    try:
+        return data.load(args.data, args.root, **options)
+    except TypeError as error:
+        if "keyword argument" not in str(error):
+            raise
+        raise ValueError(f"--data-option: {args.data} does not take these options: {error}") from error
+
+
+def build_model(args: argparse.Namespace) -> Any:
+    """The model that the arguments name; says so where its parameters are random."""
+    from reidfast.models import create_model
+
+    if args.weights and not args.model:
+        raise ValueError("--weights: expected --model beside it, got none")
+    import torch
+
+    torch.manual_seed(0)
+    options = key_values(args.model_option, "--model-option")
+    model = create_model(args.model, weights=args.weights, strict=not args.not_strict, **options)
+    if not args.weights and any(True for _ in model.parameters()):
+        print(f"note: no --weights: {args.model} has random parameters (seed 0)", file=sys.stderr)
+    return model
+
+
+def run_extract(args: argparse.Namespace, data: Any, out: Path | None, *, overwrite: bool = False) -> Any:
+    """Features of the query and gallery (and, for `--splits`, other) images of `data`."""
+    from reidfast.engine import extract
+
+    model = build_model(args)
+    names = getattr(args, "splits", None) or [n for n in ("query", "gallery") if len(data.splits[n])]
+    if not names and len(data.train):
+        names = ["train"]
+    tables = {name: data.splits[name] for name in names}
+    meta = {
+        "data": data.name,
+        "model": args.model,
+        "weights": Path(args.weights).name if args.weights else None,
+        "roots": {name: str(table.root.absolute()) for name, table in tables.items()},
+    }
+    return extract(
+        model,
+        tables,
+        out,
+        size=args.size,
+        filter=args.filter,
+        batch=args.batch,
+        device=args.device,
+        dtype=args.dtype,
+        flip=args.flip,
+        workers=args.workers,
+        meta=meta,
+        overwrite=overwrite,
+        show_progress=not getattr(args, "quiet", False),
+    )
+
+
+def check_choice(flag: str, value: str | None, choices: Sequence[str]) -> None:
+    """One line that names the choices."""
+    if value is not None and value not in choices:
+        raise ValueError(f"{flag}: expected one of {', '.join(choices)}, got {value!r}")
+
+
+def check_writable(path: Path, flag: str, suffixes: Sequence[str] = ()) -> None:
+    """Complain before the work, not after it."""
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise ValueError(f"{flag}: expected a name ending in {', '.join(suffixes)}, got {path.name}")
+    if path.is_dir():
+        raise ValueError(f"{flag}: expected the name of a file, but {path} is a folder")
+    if not path.parent.is_dir():
+        raise ValueError(f"{flag}: the folder {path.parent} does not exist; make it first")
+
+
+def print_json(content: Any) -> None:
+    """As JSON on stdout."""
+    print(json.dumps(content, indent=1, allow_nan=False))
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Columns, numbers to the right."""
+    cells = [[str(cell) for cell in row] for row in rows]
+    widths = [max(len(row[i]) for row in [list(head), *cells]) for i in range(len(head))]
+    right = [all(re.fullmatch(r"[-\d.,%]*", row[i]) for row in cells) for i in range(len(head))]
+    for row in [list(head), *cells]:
+        line = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        print("  ".join(line).rstrip())

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""`reidfast evaluate`: CMC, mAP and mINP of a feature file, or of a model on images."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from ._common import (
+    METRICS,
+    PRECISIONS,
+    PROTOCOLS,
+    add_command,
+    add_data,
+    add_json,
+    add_model,
+    add_ranking,
+    check_choice,
+    check_writable,
+    load_data,
+    positive,
+    print_json,
+    print_table,
+    run_extract,
+    set_threads,
+)
+
+RANKS = (1, 5, 10, 20)
+
+
+def add(subparsers: Any) -> None:
+    """Register the subcommand."""
+    parser = add_command(subparsers, "evaluate", run, "evaluate a feature file, or a model on the images of a data set")
+    parser.add_argument("features", metavar="FEATURES", nargs="?", help="a feature file; or give --data and --model")
+    parser.add_argument("--save-features", metavar="FILE", help="with --data: keep the features here, resumable")
+    parser.add_argument("--protocol", default="market1501", help=f"{', '.join(PROTOCOLS)} (default: market1501)")
+    parser.add_argument("--ap", metavar="RULE", help=f"{', '.join(PRECISIONS)} (default: the protocol's own)")
+    parser.add_argument("--max-rank", type=positive, default=50, metavar="N", help="length of the CMC (default: 50)")
+    parser.add_argument("--plot", metavar="PNG", help="draw the CMC curve")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+    add_ranking(parser)
+    add_json(parser)
+    add_data(parser, required=False)
+    add_model(parser, required=False)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Evaluate and print."""
+    set_threads(args)
+    check_choice("--metric", args.metric, METRICS)
+    check_choice("--protocol", args.protocol, PROTOCOLS)
+    check_choice("--ap", args.ap, PRECISIONS)
+    if args.plot:
+        check_writable(Path(args.plot), "--plot", (".png", ".svg", ".pdf"))
+    file = features_of(args)
+    result = score(
+        file,
+        metric=args.metric,
+        protocol=args.protocol,
+        average_precision=args.ap,
+        max_rank=args.max_rank,
+        camera_rule=not args.no_camera_rule,
+    )
+    if args.plot:
+        from reidfast.report import plot_cmc
+
+        plot_cmc({title(file, args.features): result["cmc"]}, Path(args.plot))
+    if args.json:
+        print_json(result)
+    else:
+        print_result(result, title(file, args.features))
+
+
+def features_of(args: argparse.Namespace) -> Any:
+    """From the file named, or from images."""
+    from reidfast.engine import read_features
+
+    if args.features is not None:
+        if args.data or args.model:
+            raise ValueError("expected a feature file, or --data with --model, got both")
+        return read_features(args.features)
+    if not (args.data and args.model):
+        raise ValueError("expected a feature file, or --data with --model, got neither in full")
+    out = Path(args.save_features) if args.save_features else None
+    data = load_data(args)
+    for name in ("query", "gallery"):
+        if not len(data.splits[name]):
+            raise ValueError(f"--data: {data.name} has no {name} images to evaluate on")
+    return run_extract(args, data, out)
+
+
+def score(
+    file: Any,
+    *,
+    metric: str = "cosine",
+    protocol: str = "market1501",
+    average_precision: str | None = None,
+    max_rank: int = 50,
+    camera_rule: bool = True,
+) -> dict[str, Any]:
+    """Everything that `--json` prints; fractions, not per cent."""
+    from reidfast.evaluation import rank
+
+    query, gallery = file.query, file.gallery
+    cameras = (query.camids, gallery.camids) if camera_rule else (None, None)
+    start = time.perf_counter()
+    ranking = rank(
+        query.features,
+        gallery.features,
+        query.pids,
+        gallery.pids,
+        *cameras,
+        metric=metric,
+        protocol=protocol,
+        average_precision=average_precision,
+        max_rank=max_rank,
+    )
+    seconds = time.perf_counter() - start
+    cmc = [float(value) for value in ranking.cmc]
+    settings = file.meta.get("settings", {})
+    return {
+        "data": file.meta.get("data"),
+        "model": file.meta.get("model"),
+        "weights": file.meta.get("weights"),
+        "image_size": settings.get("size"),
+        "filter": settings.get("filter"),
+        "flip": settings.get("flip"),
+        "metric": metric,
+        "protocol": protocol,
+        "average_precision": average_precision or "the protocol's own",
+        "camera_rule": camera_rule,
+        "feature_size": int(query.features.shape[1]),
+        "queries": len(query),
+        "gallery": len(gallery),
+        "valid_queries": int(ranking.valid.sum()),
+        "skipped": [int(i) for i in ranking.skipped],
+        "R1": cmc[0],
+        "mAP": float(ranking.mean_ap),
+        "mINP": float(ranking.mean_inp),
+        "cmc": cmc,
+        "mAP_bounds": [float(bound) for bound in ranking.bounds],
+        "AP": [None if math.isnan(value) else float(value) for value in ranking.ap],
+        "seconds": seconds,
+    }
+
+
+def title(file: Any, path: str | None) -> str:
+    """What was evaluated, in few words."""
+    words = [str(file.meta[key]) for key in ("model", "data") if file.meta.get(key)]
+    return " on ".join(words) or (Path(path).name if path else "features")
+
+
+def print_result(result: dict[str, Any], name: str) -> None:
+    """The table for people."""
+    shown = [k for k in RANKS if k <= len(result["cmc"])]
+    values = [result["cmc"][k - 1] for k in shown] + [result["mAP"], result["mINP"]]
+    print_table(["%", *(f"R{k}" for k in shown), "mAP", "mINP"], [[name, *(f"{100 * v:.1f}" for v in values)]])
+    rule = "same identity and camera left out" if result["camera_rule"] else "camera rule off"
+    print(
+        f"{result['valid_queries']:,} queries, {result['gallery']:,} gallery images, {result['feature_size']} numbers "
+        f"each; {result['metric']}, {result['protocol']}, {rule}; ranked in {result['seconds']:.2f} s"
+    )
+    if result["filter"]:
+        height, width = result["image_size"]
+        print(f"images {height} x {width}, {result['filter']} resize{', mirrored too' if result['flip'] else ''}")
+    if result["skipped"]:
+        print(f"{len(result['skipped']):,} queries have no match in the gallery and count for nothing")
+    worst, best = result["mAP_bounds"]
+    if best - worst > 5e-5:
+        print(f"equal distances leave the mAP open between {100 * worst:.2f} and {100 * best:.2f}")
