@@ -7,9 +7,18 @@ Axes: B batch, S sets, T total frames, N bank rows or frames, M patches, K atten
 
 from __future__ import annotations
 
+from reidfast.ops.batch_hard import BatchHard, batch_hard
 from reidfast.ops.diverse_attention import DiverseAttention, diverse_attention
 from reidfast.ops.pool_patches import pool_patches
 from reidfast.ops.sample_patches import sample_patches
 from reidfast.ops.set_pool import set_pool
 
-__all__ = ["DiverseAttention", "diverse_attention", "pool_patches", "sample_patches", "set_pool"]
+__all__ = [
+    "BatchHard",
+    "DiverseAttention",
+    "batch_hard",
+    "diverse_attention",
+    "pool_patches",
+    "sample_patches",
+    "set_pool",
+]
