@@ -8,6 +8,7 @@ Axes: B batch, S sets, T total frames, N bank rows or frames, M patches, K atten
 from __future__ import annotations
 
 from reidfast.ops.batch_hard import BatchHard, batch_hard
+from reidfast.ops.cyclic_negatives import cyclic_negatives
 from reidfast.ops.diverse_attention import DiverseAttention, diverse_attention
 from reidfast.ops.pool_patches import pool_patches
 from reidfast.ops.sample_patches import sample_patches
@@ -17,6 +18,7 @@ __all__ = [
     "BatchHard",
     "DiverseAttention",
     "batch_hard",
+    "cyclic_negatives",
     "diverse_attention",
     "pool_patches",
     "sample_patches",
