@@ -11,16 +11,19 @@ from reidfast.ops.batch_hard import BatchHard, batch_hard
 from reidfast.ops.cyclic_negatives import cyclic_negatives
 from reidfast.ops.diverse_attention import DiverseAttention, diverse_attention
 from reidfast.ops.pool_patches import pool_patches
+from reidfast.ops.query_lstm_cell import QueryLstmState, query_lstm_cell
 from reidfast.ops.sample_patches import sample_patches
 from reidfast.ops.set_pool import set_pool
 
 __all__ = [
     "BatchHard",
     "DiverseAttention",
+    "QueryLstmState",
     "batch_hard",
     "cyclic_negatives",
     "diverse_attention",
     "pool_patches",
+    "query_lstm_cell",
     "sample_patches",
     "set_pool",
 ]
