@@ -10,6 +10,7 @@ from __future__ import annotations
 from reidfast.ops.batch_hard import BatchHard, batch_hard
 from reidfast.ops.cyclic_negatives import cyclic_negatives
 from reidfast.ops.diverse_attention import DiverseAttention, diverse_attention
+from reidfast.ops.gated_update import gated_update
 from reidfast.ops.pool_patches import pool_patches
 from reidfast.ops.query_lstm_cell import QueryLstmState, query_lstm_cell
 from reidfast.ops.sample_patches import sample_patches
@@ -22,6 +23,7 @@ __all__ = [
     "batch_hard",
     "cyclic_negatives",
     "diverse_attention",
+    "gated_update",
     "pool_patches",
     "query_lstm_cell",
     "sample_patches",
