@@ -13,6 +13,7 @@ from reidfast.ops.diverse_attention import DiverseAttention, diverse_attention
 from reidfast.ops.gated_update import gated_update
 from reidfast.ops.pool_patches import pool_patches
 from reidfast.ops.query_lstm_cell import QueryLstmState, query_lstm_cell
+from reidfast.ops.region_scores import region_scores
 from reidfast.ops.sample_patches import sample_patches
 from reidfast.ops.set_pool import set_pool
 
@@ -26,6 +27,7 @@ __all__ = [
     "gated_update",
     "pool_patches",
     "query_lstm_cell",
+    "region_scores",
     "sample_patches",
     "set_pool",
 ]
