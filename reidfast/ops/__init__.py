@@ -11,6 +11,7 @@ from reidfast.ops.batch_hard import BatchHard, batch_hard
 from reidfast.ops.cyclic_negatives import cyclic_negatives
 from reidfast.ops.diverse_attention import DiverseAttention, diverse_attention
 from reidfast.ops.gated_update import gated_update
+from reidfast.ops.grad_cam import grad_cam
 from reidfast.ops.pool_patches import pool_patches
 from reidfast.ops.query_lstm_cell import QueryLstmState, query_lstm_cell
 from reidfast.ops.region_scores import region_scores
@@ -25,6 +26,7 @@ __all__ = [
     "cyclic_negatives",
     "diverse_attention",
     "gated_update",
+    "grad_cam",
     "pool_patches",
     "query_lstm_cell",
     "region_scores",
