@@ -5,7 +5,7 @@
 // distances from here, so that a pair has the same bits in each of them:
 //
 //   - rows are packed into panels of tiles of fixed height, padded with zeros, cut along D into chunks of kChunk;
-//   - a tile is [query tile rows x kTileColumns]; its product is summed chunk by chunk by torch's BLAS, every call with
+//   - a tile is [query tile rows x tile_columns]; its product is summed chunk by chunk by torch's BLAS, every call with
 //     the same shape, every call within a parallel region, hence on one thread;
 //   - squared norms are summed in double, row by row.
 // Which tile a row falls into, where in it, which shard of the gallery and how many threads changes nothing.
@@ -27,7 +27,7 @@
 namespace reidfast {
 
 constexpr int64_t kChunk = 512;        // columns of D per product
-constexpr int64_t kTileColumns = 512;  // gallery rows per tile
+constexpr int64_t kTileColumns = 512;  // gallery rows per tile, where BLAS allows: see tile_columns
 constexpr int64_t kTileRows = 128;     // query rows per tile; 32 where there are no more queries than that
 
 inline int64_t tile_rows_for(int64_t queries) { return queries <= 32 ? 32 : kTileRows; }
@@ -56,6 +56,36 @@ void for_each_task(int64_t n, const Fn& fn) {
     at::AutoDispatchBelowADInplaceOrView guard;
     for (int64_t i = begin; i < std::min(end, n); ++i) fn(i);
   });
+}
+
+// Gallery rows per tile for T: kTileColumns, unless torch's BLAS then sums some columns of a tile in another order than
+// the rest, as kernels whose width does not divide the tile do for the remainder. Asked once, by a product whose
+// results must all be one number.
+template <typename T>
+int64_t tile_columns() {
+  static const int64_t chosen = [] {
+    for (const int64_t width : {kTileColumns, int64_t{576}, int64_t{480}, int64_t{768}, int64_t{672}}) {
+      std::atomic<bool> alike{true};
+      for_each_task(1, [&](int64_t) {
+        for (const int64_t height : {int64_t{32}, kTileRows}) {
+          for (const int64_t k : {int64_t{37}, kChunk}) {
+            Tensor a = at::empty({height, k}, c10::CppTypeToScalarType<T>::value);
+            Tensor b = at::empty({width, k}, c10::CppTypeToScalarType<T>::value);
+            for (Tensor* x : {&a, &b})
+              for (int64_t i = 0; i < x->numel(); ++i)
+                x->template mutable_data_ptr<T>()[i] = static_cast<T>(std::sin(0.7 * static_cast<double>(i % k) + 1.0));
+            const Tensor c = at::mm(a, b.t());
+            const T* values = c.template const_data_ptr<T>();
+            for (int64_t i = 0; i < c.numel(); ++i)
+              if (values[i] != values[0]) alike = false;
+          }
+        }
+      });
+      if (alike) return width;
+    }
+    return kTileColumns;
+  }();
+  return chosen;
 }
 
 // What stopped a run: a row of NaN or inf, or of values too large for the type of the distances.
@@ -172,11 +202,12 @@ class Panel {
   std::vector<double> square_;
 };
 
-// One tile of distances: out [query tile rows, kTileColumns] with row stride ld. Call it from inside for_each_task.
+// One tile of distances: out [query tile rows, gallery tile rows] with row stride ld. Call it from inside
+// for_each_task.
 template <typename T>
 void distance_tile(const Panel<T>& query, int64_t query_tile, const Panel<T>& gallery, int64_t gallery_tile,
                    Metric metric, T* out, int64_t ld) {
-  Tensor c = at::from_blob(out, {query.tile_rows(), kTileColumns}, {ld, 1}, c10::CppTypeToScalarType<T>::value);
+  Tensor c = at::from_blob(out, {query.tile_rows(), gallery.tile_rows()}, {ld, 1}, c10::CppTypeToScalarType<T>::value);
   for (int64_t k0 = 0; k0 < query.dim(); k0 += kChunk) {
     const int64_t width = std::min(kChunk, query.dim() - k0);
     const Tensor a = query.chunk(query_tile, k0, width), b = gallery.chunk(gallery_tile, k0, width);
@@ -185,9 +216,9 @@ void distance_tile(const Panel<T>& query, int64_t query_tile, const Panel<T>& ga
     else
       at::addmm_out(c, c, a, b.t());
   }
-  const int64_t row0 = query_tile * query.tile_rows(), column0 = gallery_tile * kTileColumns;
+  const int64_t row0 = query_tile * query.tile_rows(), column0 = gallery_tile * gallery.tile_rows();
   const int64_t rows = std::min(query.tile_rows(), query.rows() - row0);
-  const int64_t columns = std::min(kTileColumns, gallery.rows() - column0);
+  const int64_t columns = std::min(gallery.tile_rows(), gallery.rows() - column0);
   for (int64_t r = 0; r < rows; ++r)
     REID_CPU_CALL(products_to_distances, out + r * ld, columns, metric, query.square()[row0 + r],
                   gallery.square() + column0);
@@ -196,7 +227,7 @@ void distance_tile(const Panel<T>& query, int64_t query_tile, const Panel<T>& ga
 // How much of the queries and of the gallery is packed at a time. It bounds the memory beside the features and changes
 // no result. Rounded up to whole tiles.
 struct BlockSize {
-  int64_t queries = 2048;
+  int64_t queries = 4096;
   int64_t gallery = 1024;
 };
 
@@ -219,10 +250,11 @@ template <typename T, typename Fn>
 BadInput for_each_block(const Rows& query, const Rows& gallery, Metric metric, BlockSize size, const Fn& fn) {
   const int64_t dim = query.x.size(1), height = tile_rows_for(query.n);
   const int64_t queries = round_up(std::min(std::max<int64_t>(size.queries, 1), query.n), height);
-  const int64_t columns = round_up(std::min(std::max<int64_t>(size.gallery, 1), gallery.n), kTileColumns);
+  const int64_t width = tile_columns<T>();
+  const int64_t columns = round_up(std::min(std::max<int64_t>(size.gallery, 1), gallery.n), width);
   BadInput stop;
   if (query.n == 0 || gallery.n == 0) return stop;
-  Panel<T> query_panel(queries, height, dim), gallery_panel(columns, kTileColumns, dim);
+  Panel<T> query_panel(queries, height, dim), gallery_panel(columns, width, dim);
   Tensor buffer = at::empty({queries * columns}, c10::CppTypeToScalarType<T>::value);
   T* block = buffer.template mutable_data_ptr<T>();
   for (int64_t q0 = 0; q0 < query.n; q0 += queries) {
@@ -236,8 +268,7 @@ BadInput for_each_block(const Rows& query, const Rows& gallery, Metric metric, B
       const int64_t across = gallery_panel.tiles();
       for_each_task(query_panel.tiles() * across, [&](int64_t task) {
         const int64_t t = task / across, u = task % across;
-        distance_tile(query_panel, t, gallery_panel, u, metric, block + t * height * columns + u * kTileColumns,
-                      columns);
+        distance_tile(query_panel, t, gallery_panel, u, metric, block + t * height * columns + u * width, columns);
       });
       fn(block, columns, q0, nq, g0, ng);
     }

@@ -119,6 +119,7 @@ std::tuple<Tensor, Tensor> pair_distances(const Tensor& query, const Tensor& gal
   std::vector<BadInput> stops(std::max<int64_t>(blocks, 1));
   AT_DISPATCH_FLOATING_TYPES(out.scalar_type(), "pair_distances", [&] {
     scalar_t* d = out.mutable_data_ptr<scalar_t>();
+    const int64_t width = tile_columns<scalar_t>();
     for_each_task(blocks, [&](int64_t b) {
       const int64_t n = cp[b + 1] - cp[b];
       if (n == 0 || pp[bp[b + 1]] == pp[bp[b]]) return;
@@ -127,18 +128,18 @@ std::tuple<Tensor, Tensor> pair_distances(const Tensor& query, const Tensor& gal
       const int64_t height = tile_rows_for(query.size(0));
       Panel<scalar_t> panel_q(round_up(rows_q.n, height), height, query.size(1));
       if ((stops[b].bad = panel_q.pack(rows_q, 0, rows_q.n, metric))) return;
-      Panel<scalar_t> panel_g(kTileColumns, kTileColumns, query.size(1));
-      Tensor buffer = at::empty({panel_q.tiles() * height, kTileColumns}, out.options());
+      Panel<scalar_t> panel_g(width, width, query.size(1));
+      Tensor buffer = at::empty({panel_q.tiles() * height, width}, out.options());
       scalar_t* tile = buffer.mutable_data_ptr<scalar_t>();
-      for (int64_t g0 = 0; g0 < n; g0 += kTileColumns) {
+      for (int64_t g0 = 0; g0 < n; g0 += width) {
         stops[b].side = 1;
-        if ((stops[b].bad = panel_g.pack(rows_g, g0, std::min(kTileColumns, n - g0), metric))) return;
+        if ((stops[b].bad = panel_g.pack(rows_g, g0, std::min(width, n - g0), metric))) return;
         stops[b].side = 0;
         for (int64_t t = 0; t < panel_q.tiles(); ++t)
-          distance_tile(panel_q, t, panel_g, 0, metric, tile + t * height * kTileColumns, kTileColumns);
+          distance_tile(panel_q, t, panel_g, 0, metric, tile + t * height * width, width);
         for (int64_t i = bp[b]; i < bp[b + 1]; ++i)
           for (int64_t p = pp[i]; p < pp[i + 1]; ++p)
-            if (slot[p] >= g0 && slot[p] < g0 + kTileColumns) d[p] = tile[(i - bp[b]) * kTileColumns + slot[p] - g0];
+            if (slot[p] >= g0 && slot[p] < g0 + width) d[p] = tile[(i - bp[b]) * width + slot[p] - g0];
       }
     });
   });

@@ -100,7 +100,7 @@ class Problem:
         if error is not None:
             raise error
 
-    def pair_distances(self, pairs: Pairs, query_ids: Ints) -> NDArray[np.floating]:
+    def pair_distances(self, pairs: Pairs, query_ids: Ints) -> NDArray[Any]:
         """Distance of every pair."""
         out = np.zeros(len(pairs.column), np.float64 if self.wide else np.float32)
         if len(out) == 0:

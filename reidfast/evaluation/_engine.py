@@ -23,14 +23,14 @@ from reidfast.ops._backends import Dispatch
 
 COSINE, EUCLIDEAN, SQEUCLIDEAN, DOT = range(4)
 CHUNK = 512  # columns of D per product
-BLOCK_QUERIES, BLOCK_GALLERY = 2048, 1024  # packed at a time; bounds memory, changes no result
+BLOCK_QUERIES, BLOCK_GALLERY = 4096, 1024  # packed at a time; bounds memory, changes no result
 NOT_FINITE, TOO_LARGE = 1, 2
 
 
 def tile_shape(queries: int, device: str) -> tuple[int, int]:
     """Query rows and gallery rows of a tile; every product has exactly this shape, padded with zeros."""
     if device == "cpu":
-        return (32 if queries <= 32 else 128), 512
+        return (32 if queries <= 32 else 128), 576  # a multiple of the widths BLAS kernels have
     return (64 if queries <= 64 else 1024), 8192
 
 
@@ -173,7 +173,7 @@ class _ThresholdTable:
         """Adds to counts [3, n] what d [n, columns] holds; NaN counts for nothing."""
         if self.begin == self.end:
             return
-        d = torch.where(torch.isnan(d), torch.inf, d).contiguous()
+        d = d.contiguous()  # NaN is placed behind every threshold, inf ones and padding included
         wide = self.t.shape[1]
         below, up_to = (
             torch.zeros(len(d), wide + 1, dtype=torch.int64, device=d.device)
@@ -183,7 +183,6 @@ class _ThresholdTable:
         )
         equal = up_to - below
         t = self.t[self.row, self.place]
-        equal = torch.where(torch.isinf(t), torch.zeros_like(equal), equal)
         before = torch.zeros_like(equal)
         tied = torch.nonzero(equal).flatten()
         index = torch.arange(first, first + d.shape[1], device=d.device)

@@ -111,7 +111,7 @@ def pair_blocks(
     owner = np.repeat(np.arange(len(first)), size)
     row = pairs.row(pairs.gallery_order[flat])
     inside = (row >= rows[0]) & (row < rows[1])
-    position = np.cumsum(inside) - inside  # of a flat entry among those inside
+    position: Ints = np.cumsum(inside) - inside  # of a flat entry among those inside
     inside_start = np.r_[position, inside.sum()][offsets(size)[:-1]] if len(first) else np.empty(0, np.int64)
     kept_size = np.bincount(owner[inside], minlength=len(first)).astype(np.int64)
 

@@ -42,7 +42,7 @@ def search(
 
     Notes:
         Ties: lowest index first. The distances are those that `rank` compares, bit for bit.
-        Memory beside features and result: tiles of some 30 MB at D = 2048. Deterministic.
+        Memory beside features and result: tiles of some 60 MB at D = 2048. Deterministic.
 
     Example:
         >>> import numpy as np

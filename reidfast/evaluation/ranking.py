@@ -87,7 +87,7 @@ def rank(
     Notes:
         Ties: by gallery index; ``bounds`` says how much that can matter.
         Float32 distances (float64 where either side is). Half types are widened, never accumulated in.
-        Memory beside the features: O(Q P) for P matches a query, and tiles of some 30 MB at D = 2048.
+        Memory beside the features: O(Q P) for P matches a query, and tiles of some 60 MB at D = 2048.
         Deterministic; the same bits for every number of threads and every split of the gallery.
 
     Example:
@@ -240,11 +240,27 @@ def _gather(d: Tensor, pairs: Pairs) -> NDArray[Any]:
     return (values if values.dtype == torch.float64 else values.float()).cpu().numpy()
 
 
+def _sort_order(query: Ints, distance: NDArray[Any], column: Ints, queries: int) -> Ints:
+    """By (query, distance, column)."""
+    n = len(query)
+    sizes = np.bincount(query, minlength=queries)
+    wide = int(sizes.max())
+    in_order = bool((np.diff(query) >= 0).all() and (np.diff(column)[np.diff(query) == 0] >= 0).all())
+    if not in_order or queries * wide > 8 * n:
+        return np.lexsort((column, distance, query))
+    # Sorted by (query, column) already, as one process finds them: sort short rows, several times faster.
+    place = np.arange(wide) < sizes[:, None]
+    table = np.full((queries, wide), np.inf, distance.dtype)
+    table[place] = distance
+    order = np.argsort(table, axis=1, kind="stable") + offsets(sizes)[:-1, None]
+    return order[place]
+
+
 class _Thresholds:
     """Valid matches of all ranks, sorted by (query, distance, global column)."""
 
     def __init__(self, query: Ints, distance: NDArray[Any], column: Ints, queries: int, first: int) -> None:
-        order = np.lexsort((column, distance, query))
+        order = _sort_order(query, distance, column, queries)
         self.query, self.distance, self.column = query[order], distance[order], column[order]
         self.ptr = offsets(np.bincount(query, minlength=queries))
         self.first = first  # global column of this rank's first
