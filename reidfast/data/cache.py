@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image
+from torch import Tensor
 
 from reidfast.data.images import FILTERS, decode, resize
 from reidfast.data.records import Records
@@ -116,13 +118,25 @@ class ImageCache:
             raise ValueError("ImageCache: expected height and width for one array of all images, got own sizes")
         return self.pixels.reshape(len(self), self.height, self.width, 3)
 
-    def __call__(self, records: Records, index: int) -> Image.Image:
-        """The picture of row `index` of a table; KeyError where it is not cached. The `decode` of `ImageDataset`."""
+    def row(self, records: Records, index: int) -> int:
+        """Where row `index` of a table is in the cache; KeyError where it is not."""
         path = os.fspath(records.absolute(index))
         row = self._rows.get(path)
         if row is None:
             raise KeyError(f"ImageCache: expected one of the {len(self):,} cached images, got {path}")
-        return Image.fromarray(self.array(row))
+        return row
+
+    def rows(self, records: Records) -> NDArray[np.int64]:
+        """`row` of every row of a table."""
+        return np.array([self.row(records, i) for i in range(len(records))], np.int64)
+
+    def batch(self, rows: ArrayLike) -> Tensor:
+        """Images of the cached table, uint8 [B,3,h,w] (channels last in memory): what `BatchAugment` takes."""
+        return torch.from_numpy(self.stacked()[np.asarray(rows, np.int64)]).permute(0, 3, 1, 2)
+
+    def __call__(self, records: Records, index: int) -> Image.Image:
+        """The picture of row `index` of a table; KeyError where it is not cached. The `decode` of `ImageDataset`."""
+        return Image.fromarray(self.array(self.row(records, index)))
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_pixels": None}

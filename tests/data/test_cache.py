@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reidfast.data import EvalTransform, ImageCache, ImageDataset, Records, cached, decode
+from reidfast.data import BatchAugment, EvalTransform, ImageCache, ImageDataset, Records, cached, decode
 
 
 @pytest.fixture
@@ -150,6 +150,19 @@ def test_in_a_dataset(records: Records, folder: Path, workers: int) -> None:
     other = Records(records.root, ("a/9.png",), [1], [1])
     with pytest.raises(KeyError, match="one of the 9 cached images, got .*9.png"):
         cache(other, 0)
+
+
+def test_batches_without_a_loader(records: Records, folder: Path) -> None:
+    cache = ImageCache(records, 16, 8, folder=folder)
+    some = records.select([7, 0, 3])
+    rows = cache.rows(some)
+    assert rows.tolist() == [7, 0, 3]
+    images = BatchAugment().eval()(cache.batch(rows))
+    assert images.shape == (3, 3, 16, 8)
+    for i in range(3):
+        assert torch.allclose(images[i], EvalTransform(16, 8)(decode(some.absolute(i))), atol=1e-6)
+    cache.batch(rows).zero_()  # a copy: the cache stays as it is
+    assert cache.stacked()[7].any()
 
 
 def test_random_transform_does_not_write_into_the_cache(records: Records, folder: Path) -> None:
