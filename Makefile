@@ -37,8 +37,9 @@ test-all: setup
 bench: setup
 	$(BIN)/python -m benchmarks.run
 
-gpu-check: setup
-	$(BIN)/python tools/gpu_check.py
+# Installs nothing and needs no network: runs in the Python at hand, which must have torch with CUDA (the file's head says what else).
+gpu-check:
+	$(PYTHON) tools/gpu_check.py
 
 lint: $(VENV)/.packages
 	$(BIN)/ruff check .

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) 2026 the reidfast authors
+#pragma once
+
+#include <cstdint>
+
+#include "csrc/common/gated_update.h"
+#include "csrc/cpu/isa.h"
+
+namespace reidfast::cpu {
+
+// state, x [B, rows, cols] with gates from an outer product, down [B, rows] x along [B, cols]: NCHW has rows = C (down
+// = channel, along = spatial), channels_last has rows = H*W (down = spatial, along = channel).
+struct GateShape {
+  int64_t batch, rows, cols, chunk;  // chunk: rows that one task of the backward pass takes
+  int64_t chunks() const { return (rows + chunk - 1) / chunk; }
+};
+
+}  // namespace reidfast::cpu
+
+REID_CPU_DECLARE(
+    // out [B, rows, cols]; rows [begin, end) of the B * rows
+    template <typename T> void gated_update_forward(const T* down, const T* along, const T* state, const T* x,
+                                                    GateShape shape, int64_t begin, int64_t end, T* out);
+
+    // Tasks [begin, end) of the B * chunks: grad_state, grad_x [B, rows, cols], grad_down [B, rows] and, per task, its
+    // share of grad_along, partial [B, chunks, cols].
+    template <typename T, typename A>
+    void gated_update_backward(const T* grad, const T* down, const T* along, const T* state, const T* x,
+                               GateShape shape, int64_t begin, int64_t end, T* grad_state, T* grad_x, T* grad_down,
+                               A* partial);)
