@@ -12,6 +12,9 @@ from reidfast.ops.cyclic_negatives import cyclic_negatives
 from reidfast.ops.diverse_attention import DiverseAttention, diverse_attention
 from reidfast.ops.gated_update import gated_update
 from reidfast.ops.grad_cam import grad_cam
+from reidfast.ops.memory_loss import memory_loss
+from reidfast.ops.memory_match import MemoryMatch, memory_match
+from reidfast.ops.memory_update import memory_update_
 from reidfast.ops.pool_patches import pool_patches
 from reidfast.ops.query_lstm_cell import QueryLstmState, query_lstm_cell
 from reidfast.ops.region_scores import region_scores
@@ -21,12 +24,16 @@ from reidfast.ops.set_pool import set_pool
 __all__ = [
     "BatchHard",
     "DiverseAttention",
+    "MemoryMatch",
     "QueryLstmState",
     "batch_hard",
     "cyclic_negatives",
     "diverse_attention",
     "gated_update",
     "grad_cam",
+    "memory_loss",
+    "memory_match",
+    "memory_update_",
     "pool_patches",
     "query_lstm_cell",
     "region_scores",

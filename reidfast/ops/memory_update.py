@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Momentum update of a memory bank, in place."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from reidfast.ops._backends import Dispatch
+from reidfast.ops._checks import check_float, check_int64, check_same_device, found
+from reidfast.ops._extension import extension
+from reidfast.ops.reference.memory_update import memory_update_ as _reference
+
+
+def memory_update_(
+    bank: Tensor, indices: Tensor, values: Tensor, *, momentum: float, normalize: bool = False
+) -> None:
+    """Blend fresh features into rows of a memory bank, in place and in batch order.
+
+        for b = 0, 1, ...:  row = bank[m, indices[b]];  row <- momentum * row + (1 - momentum) * values[m, b]
+                            with normalize:             row <- row / ||row||
+
+    momentum is the weight of the OLD value. PAUL's l = 0.1 is momentum 0.9; OIM's m = 0.5 is 0.5; ECN's and SpCL's alpha
+    is momentum itself. An index that occurs twice is updated twice, the second time from the result of the first, as
+    the loops of those projects do: docs/ops/memory_update.md.
+
+    Args:
+        bank: (M, N, d) or (N, d), float32, float64, float16 or bfloat16, rows of adjacent values; changed in place.
+        indices: (B,) int64 on bank's device, for all M alike; -1: skip.
+        values: (M, B, d) or (B, d) on bank's device, of bank's dtype; half and float32 may be mixed. Read as constants.
+        momentum: Weight of the old value, 0 to 1.
+        normalize: Whether a row is divided by its norm after each write; a zero row stays zero.
+
+    Raises:
+        ValueError: Shapes, devices or momentum do not fit; on the CPU also indices outside the bank.
+        TypeError: Not floating point, float64 mixed with another dtype, indices not int64.
+        RuntimeError: bank requires gradients and gradients are being recorded (call it under ``torch.no_grad()``).
+
+    Notes:
+        Half types are blended and normalised in float32 and rounded once per write. Deterministic, on every device.
+
+    Example:
+        >>> bank = torch.zeros(3, 2)
+        >>> memory_update_(bank, torch.tensor([2, -1]), torch.ones(2, 2), momentum=0.9)
+        >>> bank[2]
+        tensor([0.1000, 0.1000])
+    """
+    check_float("memory_update_", "bank", bank)
+    check_float("memory_update_", "values", values)
+    check_int64("memory_update_", "indices", indices)
+    a, b = bank.shape, values.shape
+    if len(a) != len(b) or not 2 <= len(a) <= 3 or a[-1] != b[-1] or (len(a) == 3 and a[0] != b[0]):
+        raise ValueError(
+            "memory_update_: expected bank (M, N, d) and values (M, B, d) with the same M and d, or (N, d) and (B, d), "
+            f"got {tuple(a)} and {tuple(b)}"
+        )
+    if indices.shape != b[-2:-1]:
+        raise ValueError(f"memory_update_: expected indices of shape (B,) with B={b[-2]}, got {tuple(indices.shape)}")
+    if bank.dtype is not values.dtype and torch.float64 in (bank.dtype, values.dtype):
+        raise TypeError(
+            f"memory_update_: expected bank and values both float64 or neither, got {bank.dtype} and {values.dtype}"
+        )
+    check_same_device("memory_update_", "values", values, "bank", bank)
+    check_same_device("memory_update_", "indices", indices, "bank", bank)
+    if not isinstance(momentum, (int, float, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"memory_update_: expected momentum to be a number, got {found(momentum)}")
+    if not 0 <= momentum <= 1:
+        raise ValueError(
+            f"memory_update_: expected momentum, the weight of the old value, from 0 to 1, got {momentum}"
+        )
+    if a[-1] > 1 and bank.stride(-1) != 1:
+        raise ValueError(
+            f"memory_update_: expected a bank whose rows are adjacent in memory, got strides {bank.stride()}; "
+            "keep the bank contiguous"
+        )
+    if bank.requires_grad and torch.is_grad_enabled():
+        raise RuntimeError(
+            "memory_update_: expected a bank that does not require gradients, got one that does; "
+            "call it under torch.no_grad()"
+        )
+    _OP.on[bank.device.type](bank, indices, values, momentum, normalize)
+
+
+_OP = Dispatch("memory_update_", reference=_reference)
+
+if extension is not None:
+
+    @torch.library.register_fake("reidfast::memory_update_")
+    def _(bank: Tensor, indices: Tensor, values: Tensor, momentum: float, normalize: bool) -> None:
+        return None
