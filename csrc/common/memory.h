@@ -11,7 +11,8 @@
 
 namespace reidfast {
 
-// logit = product * x.w + offset(|x|^2) + offset(|w|^2), and d logit / dx = slope * (w - x) (Euclidean) or slope * w (dot).
+// logit = product * x.w + offset(|x|^2) + offset(|w|^2), and d logit / dx = slope * (w - x) (Euclidean) or slope * w
+// (dot).
 template <typename A>
 struct MemoryMetric {
   bool dot;

@@ -127,7 +127,8 @@ REID_HD A max_of(const A* v, int64_t n) {  // n is a multiple of kBlock; NaN win
 }  // namespace
 
 template <typename T, typename A>
-void memory_load_tile(const T* rows, int64_t stride, int64_t count, int64_t width, int64_t dim, MemoryMetric<A> metric, A* tile, A* offsets) {
+void memory_load_tile(const T* rows, int64_t stride, int64_t count, int64_t width, int64_t dim, MemoryMetric<A> metric,
+                      A* tile, A* offsets) {
   for (int64_t j = 0; j < count; ++j) {
     const T* row = rows + j * stride;
     if (offsets) offsets[j] = metric.offset(squared_norm(row, dim));
@@ -141,6 +142,23 @@ void memory_load_tile(const T* rows, int64_t stride, int64_t count, int64_t widt
 }
 
 template <typename T, typename A>
+void memory_small_products(const MemoryTile<T, A>& tile, const A* x, int64_t count, A* products) {
+  for (int64_t q = 0; q < count; ++q) {
+    A* out = products + q * tile.width;
+    for (int64_t j = 0; j < tile.count; ++j)
+      out[j] = dot<T>(tile.bank + (tile.first + j) * tile.stride, x + q * tile.dim, tile.dim);
+    std::fill(out + tile.count, out + tile.width, A(0));
+  }
+}
+
+template <typename T, typename A>
+void memory_small_rows(const MemoryTile<T, A>& tile, const A* products, int64_t count, A* sum) {
+  for (int64_t q = 0; q < count; ++q)
+    for (int64_t j = 0; j < tile.count; ++j)
+      axpy(products[q * tile.width + j], tile.bank + (tile.first + j) * tile.stride, sum + q * tile.dim, tile.dim);
+}
+
+template <typename T, typename A>
 void memory_select(const MemoryTile<T, A>& tile, const MemoryQueries<A>& queries, MemoryMetric<A> metric, A* products) {
   using V = Vec<A>;
   constexpr int64_t w = V::size();
@@ -148,9 +166,8 @@ void memory_select(const MemoryTile<T, A>& tile, const MemoryQueries<A>& queries
   const int64_t k = queries.k;
   for (int64_t q = 0; q < queries.count; ++q) {
     A* logit = products + q * tile.width;
-    const V query_offset(queries.offsets[q]);
     for (int64_t j = 0; j < tile.width; j += w) {
-      const V offset = tile.offsets ? query_offset + V::loadu(tile.offsets + j) : query_offset;
+      const V offset = tile.offsets ? V::loadu(tile.offsets + j) : V(0);
       at::vec::fmadd(slope, V::loadu(logit + j), offset).store(logit + j);
     }
     std::fill(logit + tile.count, logit + tile.width, kNone<A>);
@@ -161,7 +178,8 @@ void memory_select(const MemoryTile<T, A>& tile, const MemoryQueries<A>& queries
       if (target >= 0 && target < tile.count) logit[target] = kNone<A>;
     }
 
-    // The k best leave the tile; a row of this tile that they push out comes back, one of an earlier tile is added below.
+    // The k best leave the tile; a row of this tile that they push out comes back, one of an earlier tile is added
+    // below.
     MemoryCandidate<A>* best = queries.best + q * k;
     int64_t filled = k ? queries.filled[q] : 0;
     A rest_max = queries.rest_max[q], pushed_out_max = kNone<A>;
@@ -231,8 +249,9 @@ void memory_select(const MemoryTile<T, A>& tile, const MemoryQueries<A>& queries
 }
 
 template <typename T, typename A>
-void memory_finish(const T* bank, int64_t stride, int64_t dim, const A* x, const int64_t* targets, MemoryMetric<A> metric,
-                   const MemoryPartials<A>& partials, int64_t begin, int64_t end, const MemoryOutputs<A>& out) {
+void memory_finish(const T* bank, int64_t stride, int64_t dim, const A* x, const int64_t* targets,
+                   MemoryMetric<A> metric, const MemoryPartials<A>& partials, int64_t begin, int64_t end,
+                   const MemoryOutputs<A>& out) {
   const int64_t k = partials.k;
   for (int64_t q = begin; q < end; ++q) {
     const A* query = x + q * dim;
@@ -292,16 +311,26 @@ void memory_finish(const T* bank, int64_t stride, int64_t dim, const A* x, const
     double best_sum = 0;
     for (int64_t i = 0; i < num_best; ++i) best_sum += std::exp(static_cast<double>(best[i].logit - best_max));
     const double lse_best = static_cast<double>(best_max) + std::log(best_sum);
-    const double gap = (static_cast<double>(base) + std::log(sum)) - lse_best;  // sum 0 gives -inf: nothing but the best
+    double query_offset = 0;
+    for (int64_t d = 0; !metric.dot && d < dim; ++d)
+      query_offset -= static_cast<double>(query[d]) * static_cast<double>(query[d]);
+    query_offset *= static_cast<double>(metric.scale);
+    const double gap =
+        (query_offset + static_cast<double>(base) + std::log(sum)) - lse_best;  // sum 0: -inf, nothing but the best
     const double share = sigmoid(gap);
     if (out.loss) out.loss[q] = static_cast<A>(softplus(gap));
     if (out.lse) out.lse[q] = static_cast<A>(lse_best + softplus(gap));
+    if (out.state) out.state[q] = lse_best + softplus(gap) - query_offset;
+    for (int64_t i = 0; out.shares && i < k; ++i)
+      out.shares[q * k + i] =
+          i < num_best ? std::exp(static_cast<double>(best[i].logit) - lse_best - softplus(gap)) : 0.0;
     for (int64_t i = 0; out.topk && i < k; ++i) {
       out.topk[q * k + i] = i < num_best ? best[i].row : -1;
       out.topk_logits[q * k + i] = i < num_best ? best[i].logit : std::numeric_limits<A>::quiet_NaN();
     }
     if (!out.direction) continue;
-    // loss: share * (mean of the rest - mean of the best); lse: share * mean of the rest + (1 - share) * mean of the best
+    // loss: share * (mean of the rest - mean of the best); lse: share * mean of the rest + (1 - share) * mean of the
+    // best
     A* direction = out.direction + q * dim;
     const double slope = static_cast<double>(metric.slope());
     const A rest_weight = static_cast<A>(slope * share);
@@ -317,29 +346,31 @@ void memory_finish(const T* bank, int64_t stride, int64_t dim, const A* x, const
 }
 
 template <typename T, typename A>
-void memory_grad_x(const T* bank, int64_t stride, int64_t dim, const A* x, const A* grad_lse, const A* direction, const MemoryPicks<A>& picks,
-                   MemoryMetric<A> metric, int64_t begin, int64_t end, A* grad_x) {
+void memory_grad_x(const T* bank, int64_t stride, int64_t dim, const A* x, const A* grad_lse, const A* direction,
+                   const MemoryPicks<A>& picks, MemoryMetric<A> metric, int64_t begin, int64_t end, A* grad_x) {
   for (int64_t q = begin; q < end; ++q) {
     for (int64_t d = 0; d < dim; ++d) grad_x[q * dim + d] = grad_lse[q] * direction[q * dim + d];
     for (int64_t i = 0; i < picks.k; ++i) {
       const int64_t row = picks.rows[q * picks.k + i];
       const A weight = metric.slope() * picks.weights[q * picks.k + i];
-      if (row >= 0 && weight != A(0)) add_difference(weight, bank + row * stride, x + q * dim, dim, metric.dot, grad_x + q * dim);
+      if (row >= 0 && weight != A(0))
+        add_difference(weight, bank + row * stride, x + q * dim, dim, metric.dot, grad_x + q * dim);
     }
   }
 }
 
 template <typename T, typename A>
-void memory_weights(const MemoryTile<T, A>& tile, int64_t queries, const A* query_offsets, const int64_t* exclude, const A* grad_lse,
-                    const A* lse, const MemoryPicks<A>& picks, MemoryMetric<A> metric, A* products, A* sums) {
+void memory_weights(const MemoryTile<T, A>& tile, int64_t queries, const int64_t* exclude, const A* grad_lse,
+                    const double* state, const MemoryPicks<A>& picks, MemoryMetric<A> metric, A* products, A* sums) {
   using V = Vec<A>;
   const V slope(metric.slope());
   for (int64_t q = 0; q < queries; ++q) {
     A* weight = products + q * tile.width;
-    const V query_offset(query_offsets[q] - lse[q]), grad(grad_lse[q]);
-    for (int64_t j = 0; j < tile.width; j += V::size()) {
-      const V offset = tile.offsets ? query_offset + V::loadu(tile.offsets + j) : query_offset;
-      (at::vec::fmadd(slope, V::loadu(weight + j), offset).exp() * grad).store(weight + j);
+    const A nearest = static_cast<A>(state[q]);
+    const V base(nearest), grad(grad_lse[q] * static_cast<A>(std::exp(static_cast<double>(nearest) - state[q])));
+    for (int64_t j = 0; j < tile.width; j += V::size()) {  // the logits in the forward's own bits
+      const V offset = tile.offsets ? V::loadu(tile.offsets + j) : V(0);
+      ((at::vec::fmadd(slope, V::loadu(weight + j), offset) - base).exp() * grad).store(weight + j);
     }
     std::fill(weight + tile.count, weight + tile.width, A(0));
     const int64_t skip = exclude ? exclude[q] - tile.first : -1;
@@ -365,15 +396,17 @@ void memory_grad_rows(const MemoryTile<T, A>& tile, const A* weighted, const A* 
   }
 }
 
-#define INSTANTIATE_AS(T, A)                                                                                                              \
-  template void memory_load_tile<T, A>(const T*, int64_t, int64_t, int64_t, int64_t, MemoryMetric<A>, A*, A*);                            \
-  template void memory_select<T, A>(const MemoryTile<T, A>&, const MemoryQueries<A>&, MemoryMetric<A>, A*);                               \
-  template void memory_finish<T, A>(const T*, int64_t, int64_t, const A*, const int64_t*, MemoryMetric<A>, const MemoryPartials<A>&,      \
-                                    int64_t, int64_t, const MemoryOutputs<A>&);                                                           \
-  template void memory_grad_x<T, A>(const T*, int64_t, int64_t, const A*, const A*, const A*, const MemoryPicks<A>&, MemoryMetric<A>,     \
-                                    int64_t, int64_t, A*);                                                                                \
-  template void memory_weights<T, A>(const MemoryTile<T, A>&, int64_t, const A*, const int64_t*, const A*, const A*,                      \
-                                     const MemoryPicks<A>&, MemoryMetric<A>, A*, A*);                                                     \
+#define INSTANTIATE_AS(T, A)                                                                                         \
+  template void memory_load_tile<T, A>(const T*, int64_t, int64_t, int64_t, int64_t, MemoryMetric<A>, A*, A*);       \
+  template void memory_small_products<T, A>(const MemoryTile<T, A>&, const A*, int64_t, A*);                         \
+  template void memory_small_rows<T, A>(const MemoryTile<T, A>&, const A*, int64_t, A*);                             \
+  template void memory_select<T, A>(const MemoryTile<T, A>&, const MemoryQueries<A>&, MemoryMetric<A>, A*);          \
+  template void memory_finish<T, A>(const T*, int64_t, int64_t, const A*, const int64_t*, MemoryMetric<A>,           \
+                                    const MemoryPartials<A>&, int64_t, int64_t, const MemoryOutputs<A>&);            \
+  template void memory_grad_x<T, A>(const T*, int64_t, int64_t, const A*, const A*, const A*, const MemoryPicks<A>&, \
+                                    MemoryMetric<A>, int64_t, int64_t, A*);                                          \
+  template void memory_weights<T, A>(const MemoryTile<T, A>&, int64_t, const int64_t*, const A*, const double*,      \
+                                     const MemoryPicks<A>&, MemoryMetric<A>, A*, A*);                                \
   template void memory_grad_rows<T, A>(const MemoryTile<T, A>&, const A*, const A*, MemoryMetric<A>, T*);
 #define INSTANTIATE(T) INSTANTIATE_AS(T, acc_t<T>)
 REID_FOR_EACH_FLOAT(INSTANTIATE)

@@ -9,8 +9,8 @@
 namespace reidfast::cpu::REID_ISA {
 
 template <typename T, typename A>
-void memory_update_rows(T* bank, int64_t stride, int64_t dim, const A* values, const int64_t* indices, int64_t count, A momentum,
-                        bool normalize) {
+void memory_update_rows(T* bank, int64_t stride, int64_t dim, const A* values, const int64_t* indices, int64_t count,
+                        A momentum, bool normalize) {
   using V = AccVec<T>;
   constexpr int64_t w = kLanes<T>;
   const A fresh = A(1) - momentum;
@@ -40,8 +40,9 @@ void memory_update_rows(T* bank, int64_t stride, int64_t dim, const A* values, c
   }
 }
 
-#define INSTANTIATE(T)                                                                                                      \
-  template void memory_update_rows<T, acc_t<T>>(T*, int64_t, int64_t, const acc_t<T>*, const int64_t*, int64_t, acc_t<T>, bool);
+#define INSTANTIATE(T)                                                                                          \
+  template void memory_update_rows<T, acc_t<T>>(T*, int64_t, int64_t, const acc_t<T>*, const int64_t*, int64_t, \
+                                                acc_t<T>, bool);
 REID_FOR_EACH_FLOAT(INSTANTIATE)
 
 }  // namespace reidfast::cpu::REID_ISA

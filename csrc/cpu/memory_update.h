@@ -9,5 +9,6 @@
 REID_CPU_DECLARE(
     // bank [rows, dim] row stride `stride`, values [count, dim], indices [count] (-1 = skip): in order,
     // row <- momentum * row + (1 - momentum) * value, then row / |row| where asked and |row| > 0
-    template <typename T, typename A> void memory_update_rows(T* bank, int64_t stride, int64_t dim, const A* values, const int64_t* indices,
-                                                              int64_t count, A momentum, bool normalize);)
+    template <typename T, typename A> void memory_update_rows(T* bank, int64_t stride, int64_t dim, const A* values,
+                                                              const int64_t* indices, int64_t count, A momentum,
+                                                              bool normalize);)

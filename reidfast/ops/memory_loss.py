@@ -86,7 +86,13 @@ if extension is not None:
 
     @torch.library.register_fake("reidfast::memory_loss")
     def _(
-        x: Tensor, bank: Tensor, k: int | None, targets: Tensor | None, scale: float, metric: str, exclude: Tensor | None
+        x: Tensor,
+        bank: Tensor,
+        k: int | None,
+        targets: Tensor | None,
+        scale: float,
+        metric: str,
+        exclude: Tensor | None,
     ) -> Tensor:
         return x.new_empty(x.shape[:-1], dtype=torch.promote_types(bank.dtype, torch.float32))
 
@@ -99,24 +105,26 @@ if extension is not None:
         scale: float,
         metric: str,
         exclude: Tensor | None,
-        with_direction: bool,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        needs: list[bool],
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         wide = torch.promote_types(bank.dtype, torch.float32)
-        loss, lse = x.new_empty(x.shape[:-1], dtype=wide), x.new_empty(x.shape[:-1], dtype=wide)
-        return loss, lse, x.new_empty(x.shape if with_direction else (0,), dtype=wide)
+        state = x.new_empty(x.shape[:-1], dtype=torch.float64) if needs[1] else None
+        return x.new_empty(x.shape[:-1], dtype=wide), state, x.new_empty(x.shape, dtype=wide) if needs[0] else None
 
     @torch.library.register_fake("reidfast::memory_loss_backward")
     def _(
         grad: Tensor,
         x: Tensor,
-        bank: Tensor,
-        loss: Tensor,
-        lse: Tensor,
-        direction: Tensor,
+        bank: Tensor | None,
+        loss: Tensor | None,
+        state: Tensor | None,
+        direction: Tensor | None,
         targets: Tensor | None,
         scale: float,
         metric: str,
         exclude: Tensor | None,
         needs: list[bool],
     ) -> tuple[Tensor | None, Tensor | None]:
-        return x.new_empty(x.shape) if needs[0] else None, bank.new_empty(bank.shape) if needs[1] else None
+        return x.new_empty(x.shape) if needs[0] else None, bank.new_empty(bank.shape) if needs[
+            1
+        ] and bank is not None else None

@@ -95,19 +95,25 @@ if extension is not None:
     ) -> tuple[Tensor, Tensor, Tensor]:
         wide = torch.promote_types(bank.dtype, torch.float32)
         shape = (*x.shape[:-1], k)
-        return x.new_empty(x.shape[:-1], dtype=wide), x.new_empty(shape, dtype=wide), x.new_empty(shape, dtype=torch.int64)
+        return (
+            x.new_empty(x.shape[:-1], dtype=wide),
+            x.new_empty(shape, dtype=wide),
+            x.new_empty(shape, dtype=torch.int64),
+        )
 
     @torch.library.register_fake("reidfast::memory_match_forward")
     def _(
-        x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None, with_direction: bool
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None, needs: list[bool]
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         wide = torch.promote_types(bank.dtype, torch.float32)
         shape = (*x.shape[:-1], k)
         return (
             x.new_empty(x.shape[:-1], dtype=wide),
             x.new_empty(shape, dtype=wide),
             x.new_empty(shape, dtype=torch.int64),
-            x.new_empty(x.shape if with_direction else (0,), dtype=wide),
+            x.new_empty(x.shape[:-1], dtype=torch.float64) if needs[1] else None,
+            x.new_empty(shape, dtype=torch.float64) if needs[1] else None,
+            x.new_empty(x.shape, dtype=wide) if needs[0] else None,
         )
 
     @torch.library.register_fake("reidfast::memory_match_backward")
@@ -116,9 +122,10 @@ if extension is not None:
         grad_logits: Tensor,
         x: Tensor,
         bank: Tensor,
-        lse: Tensor,
         indices: Tensor,
-        direction: Tensor,
+        state: Tensor | None,
+        shares: Tensor | None,
+        direction: Tensor | None,
         scale: float,
         metric: str,
         exclude: Tensor | None,

@@ -13,9 +13,7 @@ from reidfast.ops._extension import extension
 from reidfast.ops.reference.memory_update import memory_update_ as _reference
 
 
-def memory_update_(
-    bank: Tensor, indices: Tensor, values: Tensor, *, momentum: float, normalize: bool = False
-) -> None:
+def memory_update_(bank: Tensor, indices: Tensor, values: Tensor, *, momentum: float, normalize: bool = False) -> None:
     """Blend fresh features into rows of a memory bank, in place and in batch order.
 
         for b = 0, 1, ...:  row = bank[m, indices[b]];  row <- momentum * row + (1 - momentum) * values[m, b]
@@ -66,9 +64,7 @@ def memory_update_(
     if not isinstance(momentum, (int, float, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"memory_update_: expected momentum to be a number, got {found(momentum)}")
     if not 0 <= momentum <= 1:
-        raise ValueError(
-            f"memory_update_: expected momentum, the weight of the old value, from 0 to 1, got {momentum}"
-        )
+        raise ValueError(f"memory_update_: expected momentum, the weight of the old value, from 0 to 1, got {momentum}")
     if a[-1] > 1 and bank.stride(-1) != 1:
         raise ValueError(
             f"memory_update_: expected a bank whose rows are adjacent in memory, got strides {bank.stride()}; "

@@ -28,11 +28,15 @@ def check_rows(op: str, rows: int, k: int | None, targets: Tensor | None, exclud
         return
     excluded = exclude is not None and exclude.device.type == "cpu" and exclude.numel() > 0
     if exclude is not None and excluded and not -1 <= int(exclude.min()) <= int(exclude.max()) < rows:
-        raise ValueError(f"{op}: expected exclude from -1 to N-1={rows - 1}, got {int(exclude.min())} to {exclude.max()}")
+        raise ValueError(
+            f"{op}: expected exclude from -1 to N-1={rows - 1}, got {int(exclude.min())} to {exclude.max()}"
+        )
     if k is not None:
         usable = rows - int(exclude is not None and excluded and int(exclude.max()) >= 0)
         if not 1 <= k <= usable:
-            raise ValueError(f"{op}: expected k of at least 1 and at most the usable rows ({usable} of N={rows}), got k={k}")
+            raise ValueError(
+                f"{op}: expected k of at least 1 and at most the usable rows ({usable} of N={rows}), got k={k}"
+            )
     if targets is not None and targets.device.type == "cpu" and targets.numel() > 0:
         if not 0 <= int(targets.min()) <= int(targets.max()) < rows:
             raise ValueError(
