@@ -46,7 +46,7 @@ def memory_loss(
 
     Returns:
         (M, B) or (B,), at least 0, in float32 for half inputs, else in x's dtype. Differentiable in x and, with
-        targets, in bank; with k the bank is a constant (the selection passes no gradient), may require gradients and gets none.
+        targets, in bank. With k the bank is a constant: the selection passes no gradient.
 
     Raises:
         ValueError: Shapes, devices, metric or scale do not fit; both or neither of k and targets; k above the usable

@@ -61,7 +61,8 @@ def memory_match(
         Differentiable: logsumexp and topk_logits, in x, and in bank where it requires gradients.
 
     Raises:
-        ValueError: Shapes, devices, metric or scale do not fit, k above the usable rows, or (CPU) exclude outside the bank.
+        ValueError: Shapes, devices, metric or scale do not fit, or k is above the usable rows; on the CPU also exclude
+            outside the bank.
         TypeError: Not floating point, float64 mixed with another dtype, exclude not int64, k not an integer.
 
     Notes:

@@ -19,9 +19,9 @@ def memory_update_(bank: Tensor, indices: Tensor, values: Tensor, *, momentum: f
         for b = 0, 1, ...:  row = bank[m, indices[b]];  row <- momentum * row + (1 - momentum) * values[m, b]
                             with normalize:             row <- row / ||row||
 
-    momentum is the weight of the OLD value. PAUL's l = 0.1 is momentum 0.9; OIM's m = 0.5 is 0.5; ECN's and SpCL's alpha
-    is momentum itself. An index that occurs twice is updated twice, the second time from the result of the first, as
-    the loops of those projects do: docs/ops/memory_update.md.
+    momentum is the weight of the OLD value. PAUL's l = 0.1 is momentum 0.9; OIM's m = 0.5 is 0.5; ECN's and SpCL's
+    alpha is momentum itself. An index that occurs twice is updated twice, the second time from the result of the first,
+    as the loops of those projects do: docs/ops/memory_update.md.
 
     Args:
         bank: (M, N, d) or (N, d), float32, float64, float16 or bfloat16, rows of adjacent values; changed in place.

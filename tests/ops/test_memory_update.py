@@ -192,19 +192,19 @@ def test_call_overhead():
     assert call_overhead(lambda: memory_update_(bank, indices, values, momentum=0.5)) < 8
 
 
-W, I, V = torch.zeros(2, 9, 3), torch.tensor([0, 1, 2, 3]), torch.zeros(2, 4, 3)
+W, ROWS, V = torch.zeros(2, 9, 3), torch.tensor([0, 1, 2, 3]), torch.zeros(2, 4, 3)
 BAD = [
-    ((W, I, V[0]), {}, ValueError, r"got \(2, 9, 3\) and \(4, 3\)"),
-    ((W, I[:3], V), {}, ValueError, r"shape \(B,\) with B=4, got \(3,\)"),
-    ((W, I.int(), V), {}, TypeError, "indices of dtype int64"),
-    ((W, I + 6, V), {}, ValueError, "indices from -1 to N-1=8"),
-    ((W, I - 2, V), {}, ValueError, "indices from -1 to N-1=8"),
-    ((W, I, V.double()), {}, TypeError, "both float64 or neither"),
-    ((W.long(), I, V), {}, TypeError, "bank of dtype float32"),
-    ((W, I, V), {"momentum": 1.5}, ValueError, "weight of the old value, from 0 to 1, got 1.5"),
-    ((W, I, V), {"momentum": None}, TypeError, "momentum to be a number"),
-    ((W.mT.contiguous().mT, I, V), {}, ValueError, "keep the bank contiguous"),
-    ((W.to("meta"), I, V), {}, ValueError, "device"),
+    ((W, ROWS, V[0]), {}, ValueError, r"got \(2, 9, 3\) and \(4, 3\)"),
+    ((W, ROWS[:3], V), {}, ValueError, r"shape \(B,\) with B=4, got \(3,\)"),
+    ((W, ROWS.int(), V), {}, TypeError, "indices of dtype int64"),
+    ((W, ROWS + 6, V), {}, ValueError, "indices from -1 to N-1=8"),
+    ((W, ROWS - 2, V), {}, ValueError, "indices from -1 to N-1=8"),
+    ((W, ROWS, V.double()), {}, TypeError, "both float64 or neither"),
+    ((W.long(), ROWS, V), {}, TypeError, "bank of dtype float32"),
+    ((W, ROWS, V), {"momentum": 1.5}, ValueError, "weight of the old value, from 0 to 1, got 1.5"),
+    ((W, ROWS, V), {"momentum": None}, TypeError, "momentum to be a number"),
+    ((W.mT.contiguous().mT, ROWS, V), {}, ValueError, "keep the bank contiguous"),
+    ((W.to("meta"), ROWS, V), {}, ValueError, "device"),
 ]
 
 
