@@ -1,13 +1,224 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""The steps of re-ranking by device and backend."""
+"""The steps of re-ranking by device and backend.
+
+On the CPU the compiled ops serve (csrc/torch/rerank.cpp). The functions here state the same in plain torch and numpy,
+row block by row block; they serve builds without the compiled part, and on CUDA the two steps that cost a matrix
+product (neighbours, final distances). Sets and Jaccard distances are always made on the CPU. Sparse rows are
+(indptr int64, columns int32, values float32).
+"""
 
 from __future__ import annotations
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-neighbours = torch.ops.reidfast.rerank_neighbours.default
-neighbours_from_distances = torch.ops.reidfast.rerank_neighbours_from_distances.default
-encode = torch.ops.reidfast.rerank_encode.default
-jaccard = torch.ops.reidfast.rerank_jaccard.default
-distances = torch.ops.reidfast.rerank_distances.default
+from reidfast.evaluation import _engine
+from reidfast.ops._backends import Dispatch
+
+__all__ = ["DISTANCES", "ENCODE", "JACCARD", "NEIGHBOURS", "NEIGHBOURS_FROM_DISTANCES"]
+
+_ROWS = 1024
+_METRICS = {"cosine": _engine.COSINE, "sqeuclidean": _engine.SQEUCLIDEAN}
+Sparse = tuple[Tensor, Tensor, Tensor]
+
+
+def _base(x: Tensor, y: Tensor, metric: str) -> tuple[Tensor, Tensor]:
+    d, status = _engine.DENSE_DISTANCES.on[x.device.type](x, y, None, _METRICS[metric])
+    return d.clamp_min(0), status
+
+
+def _nearest(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    values, order = torch.sort(d, dim=1, stable=True)
+    return values[:, :k], order[:, :k].int()
+
+
+def neighbours(query: Tensor, gallery: Tensor, k: int, metric: str, square: bool) -> tuple[Tensor, ...]:
+    """Ids (n, k), D (n, k), largest D (n,) of every item, itself first, and status."""
+    found: list[tuple[Tensor, Tensor, Tensor]] = []
+    status = _engine.fine()
+    sides = [(side, x) for side, x in enumerate((query, gallery)) if len(x)]
+    for side, x in sides:
+        for begin in range(0, len(x), _ROWS):
+            parts = []
+            for other, y in sides:
+                # 33 rows or more: fewer are served by tiles of another height
+                some = x[begin : begin + _ROWS]
+                padded = torch.cat([some, some[:1].expand(33 - len(some), -1)]) if len(some) < 33 else some
+                d, status = _base(padded, y, metric)
+                if status[1]:
+                    status[0] = other if status[0] else side
+                    n, empty = len(query) + len(gallery), query.new_empty
+                    return empty(n, k).int(), empty(n, k), empty(n), status
+                parts.append(d[: len(some)])
+            block = torch.cat(parts, 1)
+            block = block * block if square else block
+            own = torch.arange(len(block), device=block.device)
+            item = own + begin + (len(query) if side else 0)
+            block[own, item] = -1
+            values, ids = _nearest(block, k)
+            found.append((ids, values.clamp_min(0), block.amax(1).clamp_min(0)))
+    if not found:
+        return query.new_empty(0, k).int(), query.new_empty(0, k), query.new_empty(0), status
+    ids, values, largest = (torch.cat([f[i] for f in found]) for i in range(3))
+    return ids, values, largest, status
+
+
+def _columns(q_g: Tensor, q_q: Tensor, g_g: Tensor, begin: int, end: int) -> Tensor:
+    """Columns [begin, end) of the whole [[q_q, q_g], [q_g^T, g_g]], transposed."""
+    q = len(q_g)
+    left = torch.cat([q_q[:, begin : min(end, q)], q_g[begin : min(end, q)].T])
+    right = torch.cat([q_g[:, max(begin - q, 0) : max(end - q, 0)], g_g[:, max(begin - q, 0) : max(end - q, 0)]])
+    return torch.cat([left.T, right.T])
+
+
+def neighbours_from_distances(q_g: Tensor, q_q: Tensor, g_g: Tensor, k: int, square: bool) -> tuple[Tensor, ...]:
+    """Ids (n, k), D (n, k), largest D (n,) of every item."""
+    n = sum(q_g.shape)
+    ids, values, largest = torch.empty(n, k, dtype=torch.int32), torch.empty(n, k), torch.empty(n)
+    for begin in range(0, n, _ROWS):
+        d = _columns(q_g, q_q, g_g, begin, min(n, begin + _ROWS))
+        d = d * d if square else d
+        values[begin : begin + _ROWS], ids[begin : begin + _ROWS] = _nearest(d, k)
+        largest[begin : begin + _ROWS] = d.amax(1).clamp_min(0)
+    return ids, values, largest
+
+
+def _reciprocal(rank: NDArray[np.int32], i: int, k: int) -> NDArray[np.int32]:
+    near = rank[i, :k]
+    near = near[near >= 0]
+    return np.asarray(near[(rank[near, :k] == i).any(1)])
+
+
+def _csr(rows: list[NDArray[np.int32]], values: list[NDArray[np.floating]]) -> Sparse:
+    indptr = np.concatenate([[0], np.cumsum([len(r) for r in rows])]).astype(np.int64)
+    columns = np.concatenate([np.empty(0, np.int32), *rows]).astype(np.int32)
+    flat = np.concatenate([np.empty(0, np.float32), *values]).astype(np.float32)
+    return torch.from_numpy(indptr), torch.from_numpy(columns), torch.from_numpy(flat)
+
+
+def encode(
+    ids: Tensor,
+    distances: Tensor,
+    largest: Tensor,
+    query: Tensor | None,
+    gallery: Tensor | None,
+    q_g: Tensor | None,
+    q_q: Tensor | None,
+    g_g: Tensor | None,
+    metric: str,
+    near: int,
+    half: int,
+    expand: int,
+    square: bool,
+    raw_weights: bool,
+    store_half: bool,
+) -> Sparse:
+    """Weights of every item over its expanded neighbourhood, after the local query expansion."""
+    rank, top = ids.numpy(), largest.numpy()
+    kind = np.float16 if store_half else np.float32
+    rows, values = [], []
+    x = torch.cat([query, gallery]) if query is not None and gallery is not None else None
+    small = [_reciprocal(rank, j, half) for j in range(len(rank))]
+    for i in range(len(rank)):
+        own = _reciprocal(rank, i, near)
+        joined = [h for h in (small[j] for j in own) if 3 * np.isin(h, own).sum() > 2 * len(h)]
+        columns = np.unique(np.concatenate([own, *joined]))
+        if x is not None:
+            others = x[torch.from_numpy(columns).long()]
+            if metric == "cosine":
+                base = (1 - torch.cosine_similarity(x[i : i + 1].double(), others.double(), dim=1)).clamp_min(0)
+            else:
+                base = (x[i] - others).square().sum(1)
+            base = torch.where(torch.from_numpy(columns) == i, torch.zeros_like(base), base).float()
+        elif q_g is not None and q_q is not None and g_g is not None:
+            base = _columns(q_g, q_q, g_g, i, i + 1)[0, torch.from_numpy(columns).long()]
+        else:
+            raise ValueError("rerank: expected features or distances")
+        if raw_weights:
+            weights = torch.softmax(-(2 if metric == "cosine" else 1) * base, 0)
+        else:
+            powered = base * base if square else base
+            weights = torch.exp(-powered / float(top[i])) if top[i] > 0 else torch.ones_like(base)
+            weights = weights / weights.sum()
+        rows.append(columns)
+        values.append(weights.numpy().astype(kind))
+    if expand > 1:
+        wide, sums = [], []
+        for i in range(len(rank)):
+            lists = [j for j in rank[i, :expand] if j >= 0]
+            columns, place = np.unique(np.concatenate([rows[j] for j in lists]), return_inverse=True)
+            total = np.zeros(len(columns), np.float32)
+            np.add.at(total, place, np.concatenate([values[j] for j in lists]).astype(np.float32))
+            wide.append(columns)
+            sums.append((total / np.float32(len(lists))).astype(kind))
+        rows, values = wide, sums
+    return _csr(rows, values)
+
+
+def jaccard(indptr: Tensor, columns: Tensor, values: Tensor, rows: int, first: int, store_half: bool) -> Sparse:
+    """Jaccard distances below 1 of items [0, rows) to items [first, n)."""
+    kind = np.float16 if store_half else np.float32
+    ptr, column, value = indptr.numpy(), columns.numpy(), values.numpy().astype(kind)
+    n = len(ptr) - 1
+    item = np.repeat(np.arange(n), np.diff(ptr))
+    late = item >= first
+    order = np.argsort(column[late], kind="stable")
+    target, weight = (item[late] - first)[order], value[late][order]
+    start = np.concatenate([[0], np.cumsum(np.bincount(column[late], minlength=n))])
+    out_rows, out_values = [], []
+    total = np.zeros(n - first, kind)
+    for i in range(rows):
+        met = []
+        for e in range(ptr[i], ptr[i + 1]):
+            some = slice(start[column[e]], start[column[e] + 1])
+            total[target[some]] += np.minimum(value[e], weight[some])
+            met.append(target[some])
+        touched = np.unique(np.concatenate([np.empty(0, np.int64), *met]))
+        m = total[touched]
+        total[touched] = 0
+        out_rows.append(touched.astype(np.int32))
+        out_values.append(np.maximum(1 - m / (2 - m), 0))
+    return _csr(out_rows, out_values)
+
+
+def distances(
+    query: Tensor,
+    gallery: Tensor,
+    q_g: Tensor | None,
+    largest: Tensor,
+    indptr: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    metric: str,
+    lambda_: float,
+    square: bool,
+    blend_raw: bool,
+    store_half: bool,
+) -> tuple[Tensor, Tensor]:
+    """Final distances (Q, G), and status."""
+    base, status = (q_g, _engine.fine()) if q_g is not None else _base(query, gallery, metric)
+    top = largest[: len(base), None].to(base.device)
+    if not blend_raw:
+        powered = base * base if square else base
+        base = torch.where(top > 0, powered / torch.where(top > 0, top, 1), 0)
+    jaccard_part = torch.ones_like(base, dtype=torch.float16 if store_half else torch.float32)
+    row = torch.repeat_interleave(torch.arange(len(base)), indptr.diff())
+    at = row.to(base.device), columns.to(base.device).long()
+    jaccard_part[at] = values.to(base.device, jaccard_part.dtype)
+    rest = torch.tensor(1.0 - lambda_, dtype=jaccard_part.dtype, device=base.device)
+    return (jaccard_part * rest).float() + base.float() * lambda_, status
+
+
+NEIGHBOURS = Dispatch("rerank_neighbours", reference=neighbours, triton_reason="no Triton kernel", native_cuda=False)
+NEIGHBOURS_FROM_DISTANCES = Dispatch(
+    "rerank_neighbours_from_distances",
+    reference=neighbours_from_distances,
+    triton_reason="no Triton kernel",
+    native_cuda=False,
+)
+ENCODE = Dispatch("rerank_encode", reference=encode, triton_reason="no Triton kernel", native_cuda=False)
+JACCARD = Dispatch("rerank_jaccard", reference=jaccard, triton_reason="no Triton kernel", native_cuda=False)
+DISTANCES = Dispatch("rerank_distances", reference=distances, triton_reason="no Triton kernel", native_cuda=False)

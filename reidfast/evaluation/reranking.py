@@ -130,7 +130,7 @@ class Reranked:
         The bits of ``.dense()``, as long as the rows asked for and Q lie on one side of 32 (tiles of another height).
         """
         first, last = int(self.indptr[begin]), int(self.indptr[end])
-        distances, status = engine.distances(
+        distances, status = engine.DISTANCES.on[self._query.device.type](
             self._query[begin:end],
             self._gallery,
             None if self._distances is None else self._distances[begin:end].contiguous(),
@@ -228,10 +228,11 @@ def rerank(
     settings = _Settings.of(op, options, k1, k2, q.n + g.n)
     x, y = as_matrix(q), as_matrix(g)
     y = y.to(x.device)
-    ids, near, largest, status = engine.neighbours(x, y, settings.list_size, options.metric, settings.square)
-    raise_bad_row(op, status)
-    v = engine.encode(ids, near, largest, x, y, None, None, None, *settings.encode_args())
-    jaccard = engine.jaccard(*v, q.n, q.n, settings.store_half)
+    found = engine.NEIGHBOURS.on[x.device.type](x, y, settings.list_size, options.metric, settings.square)
+    raise_bad_row(op, found[3])
+    v = _encode(found[:3], x, y, settings)
+    jaccard = engine.JACCARD.on["cpu"](*v, q.n, q.n, settings.store_half)
+    largest = found[2]
     return _reranked(jaccard, largest[: q.n], lambda_, options, x, y, None, query)
 
 
@@ -349,6 +350,12 @@ def _count(op: str, d: Tensor, labels: Labels, single_shot: bool, max_rank: int)
     return Counted(len(d), thresholds.query, thresholds.distance, *counts.numpy()), shot
 
 
+def _encode(found: tuple[Tensor, ...], x: Tensor, y: Tensor, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
+    ids, near, largest = (t.cpu() for t in found)
+    v = engine.ENCODE.on["cpu"](ids, near, largest, x.cpu(), y.cpu(), None, None, None, *settings.encode_args())
+    return v[0], v[1], v[2]
+
+
 def _reranked(
     jaccard: tuple[Tensor, Tensor, Tensor],
     largest: Tensor,
@@ -391,9 +398,9 @@ def rerank_distances(
             f"got {tuple(qq.shape)} and {tuple(gg.shape)}"
         )
     settings = _Settings.of(op, options, k1, k2, len(qg) + len(gg))
-    ids, near, largest = engine.neighbours_from_distances(qg, qq, gg, settings.list_size, settings.square)
-    v = engine.encode(ids, near, largest, None, None, qg, qq, gg, *settings.encode_args())
-    jaccard = engine.jaccard(*v, len(qg), len(qg), settings.store_half)
+    ids, near, largest = engine.NEIGHBOURS_FROM_DISTANCES.on["cpu"](qg, qq, gg, settings.list_size, settings.square)
+    v = engine.ENCODE.on["cpu"](ids, near, largest, None, None, qg, qq, gg, *settings.encode_args())
+    jaccard = engine.JACCARD.on["cpu"](*v, len(qg), len(qg), settings.store_half)
     return _reranked(jaccard, largest[: len(qg)], lambda_, options, qg[:, :0], gg[:, :0], qg, q_g)
 
 
@@ -441,11 +448,12 @@ def jaccard_graph(
     settings = _Settings.of(op, options, k1, k2, items.n)
     x = as_matrix(items)
     nothing = x[:0]
-    ids, near, largest, status = engine.neighbours(x, nothing, settings.list_size, options.metric, settings.square)
+    found = engine.NEIGHBOURS.on[x.device.type](x, nothing, settings.list_size, options.metric, settings.square)
+    status = found[3]
     if status[1]:
         raise ValueError(f"{op}: expected finite features, got {_PROBLEM[int(status[1])]} in row {int(status[2])}")
-    v = engine.encode(ids, near, largest, x, nothing, None, None, None, *settings.encode_args())
-    indptr, indices, values = (t.numpy() for t in engine.jaccard(*v, items.n, 0, settings.store_half))
+    v = _encode(found[:3], x, nothing, settings)
+    indptr, indices, values = (t.numpy() for t in engine.JACCARD.on["cpu"](*v, items.n, 0, settings.store_half))
     own = np.repeat(np.arange(items.n, dtype=indices.dtype), np.diff(indptr)) == indices
     values[own] = 0.0
     graph = scipy.sparse.csr_matrix((values, indices, indptr), shape=(items.n, items.n))

@@ -12,7 +12,11 @@ from reidfast.evaluation import rank_distances, search
 from reidfast.evaluation._rerank_variants import VARIANTS, RerankVariant, half_neighbours
 from reidfast.evaluation.reference_rerank import dense_jaccard, dense_rerank, dense_rerank_distances
 from reidfast.evaluation.reranking import jaccard_graph, rank_reranked, rerank, rerank_distances
+from reidfast.ops._backends import use_backend
 from reidfast.testing import make_embeddings, peak_memory
+
+
+S = slice(0, 50), slice(50, None)
 
 
 def waves(shape, a, b):
@@ -120,6 +124,24 @@ def test_rank_reranked_is_rank_of_dense(lambda_, protocol, monkeypatch):
     for name in ("cmc", "ap", "inp", "first_match", "valid", "skipped"):
         np.testing.assert_array_equal(getattr(got, name), getattr(wanted, name), err_msg=name)
     assert (got.mean_ap, got.mean_inp, got.bounds) == (wanted.mean_ap, wanted.mean_inp, wanted.bounds)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_backends_agree(variant):
+    x, y = people(260, 20)
+    with use_backend("reference"):
+        wanted = rerank(x[:50], x[50:], k1=9, k2=4, variant=variant)
+        graph = jaccard_graph(x, k1=9, variant=variant)
+        blocks = [np.abs(x[a] @ x[b].T) for a, b in ((S[0], S[1]), (S[0], S[0]), (S[1], S[1]))]
+        from_blocks = rerank_distances(*blocks, k1=9, k2=4, variant=variant).dense()
+        with pytest.raises(ValueError, match="finite gallery features.*row 1"):
+            rerank(x[:50], np.where(np.arange(210)[:, None] == 1, np.nan, x[50:]))
+    got = rerank(x[:50], x[50:], k1=9, k2=4, variant=variant)
+    np.testing.assert_array_equal(got.indices, wanted.indices)
+    np.testing.assert_allclose(got.dense(), wanted.dense(), atol=2e-6 if variant != "transreid" else 1e-3)
+    np.testing.assert_allclose(jaccard_graph(x, k1=9, variant=variant).toarray(), graph.toarray(), atol=2e-3)
+    native = rerank_distances(*blocks, k1=9, k2=4, variant=variant).dense()
+    np.testing.assert_allclose(native, from_blocks, atol=2e-6 if variant != "transreid" else 1e-3)
 
 
 def test_lambda_one_is_search_order():
