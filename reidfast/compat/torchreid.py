@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,7 @@ def cosine_distance(input1: Tensor, input2: Tensor) -> Tensor:
     return _shared.cosine_distances(input1, input2)
 
 
-_PLACES = {
+_PLACES: dict[tuple[str, str], Callable[..., Any]] = {
     ("metrics.rank", "evaluate_rank"): evaluate_rank,
     ("metrics.distance", "compute_distance_matrix"): compute_distance_matrix,
     ("metrics.distance", "euclidean_squared_distance"): euclidean_squared_distance,

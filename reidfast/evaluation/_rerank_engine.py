@@ -10,6 +10,8 @@ product (neighbours, final distances). Sets and Jaccard distances are always mad
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -118,7 +120,7 @@ def encode(
 ) -> Sparse:
     """Weights of every item over its expanded neighbourhood, after the local query expansion."""
     rank, top = ids.numpy(), largest.numpy()
-    kind = np.float16 if store_half else np.float32
+    kind: Any = np.float16 if store_half else np.float32
     rows, values = [], []
     x = torch.cat([query, gallery]) if query is not None and gallery is not None else None
     small = [_reciprocal(rank, j, half) for j in range(len(rank))]
@@ -160,7 +162,7 @@ def encode(
 
 def jaccard(indptr: Tensor, columns: Tensor, values: Tensor, rows: int, first: int, store_half: bool) -> Sparse:
     """Jaccard distances below 1 of items [0, rows) to items [first, n)."""
-    kind = np.float16 if store_half else np.float32
+    kind: Any = np.float16 if store_half else np.float32
     ptr, column, value = indptr.numpy(), columns.numpy(), values.numpy().astype(kind)
     n = len(ptr) - 1
     item = np.repeat(np.arange(n), np.diff(ptr))
