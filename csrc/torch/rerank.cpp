@@ -19,8 +19,9 @@
 namespace reidfast {
 namespace {
 
-constexpr int64_t kItems = 1024;  // items per block of the symmetric product
-constexpr int64_t kRows = 512;    // and per tile of it: square tiles, so that BLAS packs little beside what it multiplies
+// Items per block of the symmetric product. Its tiles are square, kTileColumns a side, so that BLAS packs little beside
+// what it multiplies; blocks are long, so that threads seldom wait for each other.
+constexpr int64_t kRowItems = 1024, kColumnItems = 4096;
 
 Metric parse_metric(std::string_view name) {
   TORCH_CHECK_VALUE(name == "cosine" || name == "sqeuclidean",
@@ -81,13 +82,17 @@ struct Lists {
 // Feature rows [begin, begin + n) of one side, items id ...
 struct ItemBlock {
   int64_t side, begin, n, id;
+  bool diagonal;  // begins with the rows that it is paired with
 };
 
-std::vector<ItemBlock> item_blocks(int64_t queries, int64_t galleries) {
+// The items from `first` on, at most `step` at a time and never of both sides at once.
+std::vector<ItemBlock> item_blocks(int64_t queries, int64_t galleries, int64_t first, int64_t step) {
   std::vector<ItemBlock> blocks;
-  for (int64_t b = 0; b < queries; b += kItems) blocks.push_back({0, b, std::min(kItems, queries - b), b});
-  for (int64_t b = 0; b < galleries; b += kItems)
-    blocks.push_back({1, b, std::min(kItems, galleries - b), queries + b});
+  for (int64_t i = first; i < queries + galleries;) {
+    const int64_t side = i >= queries, end = side ? queries + galleries : queries;
+    blocks.push_back({side, side ? i - queries : i, std::min(step, end - i), i, i == first});
+    i += blocks.back().n;
+  }
   return blocks;
 }
 
@@ -102,36 +107,34 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& q
   BadInput stop;
   if (n > 0) {
     const Rows sides[2] = {Rows(query), Rows(gallery)};
-    const auto blocks = item_blocks(query.size(0), gallery.size(0));
-    Panel<float> row_panel(kItems, kRows, dim), column_panel(kItems, kTileColumns, dim);
-    const Tensor buffer = at::empty({kItems * kItems}, at::kFloat);
+    const int64_t columns = std::min(round_up(n, kTileColumns), kColumnItems);
+    Panel<float> row_panel(kRowItems, kTileColumns, dim), column_panel(columns, kTileColumns, dim);
+    const Tensor buffer = at::empty({kRowItems * columns}, at::kFloat);
     float* d = buffer.mutable_data_ptr<float>();
     if (dim == 0) buffer.zero_();
-    for (size_t i = 0; i < blocks.size() && !stop; ++i) {
-      const ItemBlock& a = blocks[i];
-      if ((stop.bad = row_panel.pack(sides[a.side], a.begin, a.n, metric))) {
-        stop.side = a.side;
-        break;
-      }
-      for (size_t j = i; j < blocks.size(); ++j) {
-        const ItemBlock& b = blocks[j];
-        if ((stop.bad = column_panel.pack(sides[b.side], b.begin, b.n, metric))) {
-          stop.side = b.side;
-          break;
-        }
+    const auto pack = [&](Panel<float>& panel, const ItemBlock& block) {
+      stop.bad = panel.pack(sides[block.side], block.begin, block.n, metric);
+      if (stop) stop.side = block.side;
+      return !stop;
+    };
+    for (const ItemBlock& a : item_blocks(query.size(0), gallery.size(0), 0, kRowItems)) {
+      if (!pack(row_panel, a)) break;
+      for (const ItemBlock& b : item_blocks(query.size(0), gallery.size(0), a.id, kColumnItems)) {
+        if (!pack(column_panel, b)) break;
         const int64_t across = column_panel.tiles();
         for_each_task(row_panel.tiles() * across, [&](int64_t task) {
           const int64_t t = task / across, u = task % across;
-          if (i == j && (u + 1) * kTileColumns <= t * kRows) return;  // below the diagonal
-          float* tile = d + t * kRows * kItems + u * kTileColumns;
-          distance_tile(row_panel, t, column_panel, u, metric, tile, kItems);
+          if (b.diagonal && u < t) return;  // below the diagonal
+          float* tile = d + t * kTileColumns * columns + u * kTileColumns;
+          distance_tile(row_panel, t, column_panel, u, metric, tile, columns);
           if (metric == Metric::kCosine)
-            for (int64_t r = 0; r < kRows; ++r) REID_CPU_CALL(rerank_clamp, tile + r * kItems, kTileColumns);
+            for (int64_t r = 0; r < kTileColumns; ++r) REID_CPU_CALL(rerank_clamp, tile + r * columns, kTileColumns);
         });
-        const cpu::DistanceBlock block{d, kItems, a.n, b.n, a.id, b.id, square, i == j};
+        const cpu::DistanceBlock block{d, columns, a.n, b.n, a.id, b.id, square, b.diagonal};
         lists.offer_rows(block);
         lists.offer_columns(block);
       }
+      if (stop) break;
     }
   }
   return std::tuple_cat(lists.finish(), std::make_tuple(stop.tensor()));

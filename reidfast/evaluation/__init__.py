@@ -9,20 +9,24 @@ from reidfast.evaluation._rerank_variants import RerankVariant
 from reidfast.evaluation.adaptation import database_augmentation, query_expansion, subtract_camera_mean
 from reidfast.evaluation.graphs import cluster, knn_graph
 from reidfast.evaluation.nearest import search
+from reidfast.evaluation.open_set import OpenSet, calibrate_threshold, open_set
 from reidfast.evaluation.ranking import rank, rank_distances
 from reidfast.evaluation.reranking import Reranked, jaccard_graph, rank_reranked, rerank, rerank_distances
 from reidfast.evaluation.single_shot import sampled_cmc
 from reidfast.evaluation.verification import Roc, roc
 
 __all__ = [
+    "OpenSet",
     "Ranking",
     "RerankVariant",
     "Reranked",
     "Roc",
+    "calibrate_threshold",
     "cluster",
     "database_augmentation",
     "jaccard_graph",
     "knn_graph",
+    "open_set",
     "query_expansion",
     "rank",
     "rank_distances",

@@ -21,7 +21,7 @@ __all__ = ["cluster", "knn_graph"]
 def _host(x: Any) -> NDArray[Any]:
     if isinstance(x, Tensor):
         return np.asarray(x.cpu().numpy())
-    return np.asarray(x.get() if hasattr(x, "get") else x)
+    return np.asarray(x.get() if hasattr(x, "__cuda_array_interface__") else x)
 
 
 def knn_graph(

@@ -15,7 +15,6 @@ from reidfast.evaluation.reranking import jaccard_graph, rank_reranked, rerank, 
 from reidfast.ops._backends import use_backend
 from reidfast.testing import make_embeddings, peak_memory
 
-
 S = slice(0, 50), slice(50, None)
 
 
