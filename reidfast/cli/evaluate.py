@@ -10,6 +10,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ._common import (
     METRICS,
     PRECISIONS,
@@ -41,6 +43,11 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--ap", metavar="RULE", help=f"{', '.join(PRECISIONS)} (default: the protocol's own)")
     parser.add_argument("--max-rank", type=positive, default=50, metavar="N", help="length of the CMC (default: 50)")
     parser.add_argument("--plot", metavar="PNG", help="draw the CMC curve")
+    parser.add_argument("--compare", metavar="FEATURES", help="a second feature file on the same queries, by bootstrap")
+    tricks = parser.add_argument_group("test-time options (each says so in the result)")
+    tricks.add_argument("--camera-mean", action="store_true", help="subtract the mean feature of each camera")
+    tricks.add_argument("--query-expansion", type=positive, metavar="K", help="move queries towards their K nearest")
+    tricks.add_argument("--rerank", action="store_true", help="k-reciprocal re-ranking (k1 20, k2 6, lambda 0.3)")
     parser.add_argument("--quiet", action="store_true", help="show no progress")
     add_ranking(parser)
     add_json(parser)
@@ -56,23 +63,40 @@ def run(args: argparse.Namespace) -> None:
     check_choice("--ap", args.ap, PRECISIONS)
     if args.plot:
         check_writable(Path(args.plot), "--plot", (".png", ".svg", ".pdf"))
+    other = None
+    if args.compare:
+        from reidfast.engine import read_features
+
+        other = read_features(args.compare)
+    if args.rerank and args.metric != "cosine":
+        raise ValueError(f"--rerank: it has its own metric, leave out --metric {args.metric}")
     file = features_of(args)
-    result = score(
-        file,
-        metric=args.metric,
-        protocol=args.protocol,
-        average_precision=args.ap,
-        max_rank=args.max_rank,
-        camera_rule=not args.no_camera_rule,
-    )
+    options = {
+        "metric": args.metric,
+        "protocol": args.protocol,
+        "average_precision": args.ap,
+        "max_rank": args.max_rank,
+        "camera_rule": not args.no_camera_rule,
+        "camera_mean": args.camera_mean,
+        "query_expansion": args.query_expansion,
+        "rerank": args.rerank,
+    }
+    result = score(file, **options)
+    name = title(file, args.features)
+    if other is not None:
+        if not np.array_equal(other.query.pids, file.query.pids) or not np.array_equal(
+            other.query.camids, file.query.camids
+        ):
+            raise ValueError(f"--compare: expected the same queries in {args.compare}, in the same order")
+        result["compared"] = {"with": args.compare, **compare(result, score(other, **options), file.query.pids)}
     if args.plot:
         from reidfast.report import plot_cmc
 
-        plot_cmc({title(file, args.features): result["cmc"]}, Path(args.plot))
+        plot_cmc({name: result["cmc"]}, Path(args.plot))
     if args.json:
         print_json(result)
     else:
-        print_result(result, title(file, args.features))
+        print_result(result, name)
 
 
 def features_of(args: argparse.Namespace) -> Any:
@@ -101,20 +125,32 @@ def score(
     average_precision: str | None = None,
     max_rank: int = 50,
     camera_rule: bool = True,
+    camera_mean: bool = False,
+    query_expansion: int | None = None,
+    rerank: bool = False,
 ) -> dict[str, Any]:
     """Everything that `--json` prints; fractions, not per cent."""
-    from reidfast.evaluation import rank
+    from reidfast import evaluation
 
     query, gallery = file.query, file.gallery
     cameras = (query.camids, gallery.camids) if camera_rule else (None, None)
     start = time.perf_counter()
-    ranking = rank(
-        query.features,
-        gallery.features,
+    asked, found = query.features, gallery.features
+    if camera_mean:
+        both = evaluation.subtract_camera_mean(
+            np.concatenate([asked, found]), np.concatenate([query.camids, gallery.camids])
+        )
+        asked, found = both[: len(asked)], both[len(asked) :]
+    if query_expansion:
+        asked, found = evaluation.query_expansion(asked, found, k=query_expansion), found.astype(np.float32)
+    own: dict[str, Any] = {} if rerank else {"metric": metric}
+    ranking = (evaluation.rank_reranked if rerank else evaluation.rank)(
+        asked,
+        found,
         query.pids,
         gallery.pids,
         *cameras,
-        metric=metric,
+        **own,
         protocol=protocol,
         average_precision=average_precision,
         max_rank=max_rank,
@@ -129,7 +165,9 @@ def score(
         "image_size": settings.get("size"),
         "filter": settings.get("filter"),
         "flip": settings.get("flip"),
-        "metric": metric,
+        "metric": "k-reciprocal" if rerank else metric,
+        "camera_mean": camera_mean,
+        "query_expansion": query_expansion,
         "protocol": protocol,
         "average_precision": average_precision or "the protocol's own",
         "camera_rule": camera_rule,
@@ -143,9 +181,24 @@ def score(
         "mINP": float(ranking.mean_inp),
         "cmc": cmc,
         "mAP_bounds": [float(bound) for bound in ranking.bounds],
+        "first_match": [int(i) for i in ranking.first_match],
         "AP": [None if math.isnan(value) else float(value) for value in ranking.ap],
         "seconds": seconds,
     }
+
+
+def compare(a: dict[str, Any], b: dict[str, Any], pids: Any) -> dict[str, Any]:
+    """Result b against a: the difference in mAP and R1 with its bootstrap over identities."""
+    from reidfast.engine import paired_bootstrap
+
+    answer: dict[str, Any] = {"R1": b["R1"], "mAP": b["mAP"], "difference": {}}
+    for key in ("R1", "mAP"):
+        values = [np.array([np.nan if v is None else v for v in result["AP"]]) for result in (a, b)]
+        if key == "R1":
+            firsts = [np.array(result["first_match"]) for result in (a, b)]
+            values = [np.where(f > 0, (f == 1).astype(float), np.nan) for f in firsts]
+        answer["difference"][key] = paired_bootstrap(values[0], values[1], pids)._asdict()
+    return answer
 
 
 def title(file: Any, path: str | None) -> str:
@@ -164,11 +217,23 @@ def print_result(result: dict[str, Any], name: str) -> None:
         f"{result['valid_queries']:,} queries, {result['gallery']:,} gallery images, {result['feature_size']} numbers "
         f"each; {result['metric']}, {result['protocol']}, {rule}; ranked in {result['seconds']:.2f} s"
     )
+    tricks = ["camera means subtracted"] if result["camera_mean"] else []
+    tricks += [f"queries expanded by {result['query_expansion']} neighbours"] if result["query_expansion"] else []
+    if tricks:
+        print(", ".join(tricks))
     if result["filter"]:
         height, width = result["image_size"]
         print(f"images {height} x {width}, {result['filter']} resize{', mirrored too' if result['flip'] else ''}")
     if result["skipped"]:
         print(f"{len(result['skipped']):,} queries have no match in the gallery and count for nothing")
+    if "compared" in result:
+        other = result["compared"]
+        print(f"{other['with']}: R1 {100 * other['R1']:.1f}, mAP {100 * other['mAP']:.1f}; difference to the above:")
+        for key, d in other["difference"].items():
+            print(
+                f"  {key:4}{100 * d['mean']:+.1f}, 95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}, "
+                f"p = {d['p_value']:.4f} (10,000 draws of {d['identities']} identities)"
+            )
     worst, best = result["mAP_bounds"]
     if best - worst > 5e-5:
         print(f"equal distances leave the mAP open between {100 * worst:.2f} and {100 * best:.2f}")

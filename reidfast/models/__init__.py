@@ -18,15 +18,20 @@ from typing import Any
 from torch import nn
 
 from .backbones import OSNET_CHANNELS, RESNET_LAYERS, Backbone, ColorStripes, MobileNetV2, OSNet, ResNet
+from .baselines import IDE, PCB, Baseline, StrongBaseline
 from .weights import Loaded, WeightsError, load_weights, read_weights, save_weights, unfold_batch_norms
 
 __all__ = [
+    "IDE",
+    "PCB",
     "Backbone",
+    "Baseline",
     "ColorStripes",
     "Loaded",
     "MobileNetV2",
     "OSNet",
     "ResNet",
+    "StrongBaseline",
     "WeightsError",
     "create_model",
     "list_models",
@@ -69,7 +74,9 @@ def create_model(
         weights: A checkpoint (`load_weights`); a classifier in it is left out where the model has none. None: random
             parameters.
         strict: See `load_weights`.
-        options: Keyword arguments of the model's class, for example `last_stride=1`.
+        options: Keyword arguments of the model's class, for example `last_stride=1`. The baselines (`ide`,
+            `strong_baseline`, `pcb`) take `backbone` (a name or a module, default resnet50), `backbone_weights`,
+            `backbone_options` and `num_classes`, which `weights` tells where it is left out.
 
     Raises:
         ValueError: Unknown name, or an option the model does not have.
@@ -80,6 +87,8 @@ def create_model(
         close = difflib.get_close_matches(name, _MODELS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(list_models())}"
         raise ValueError(f"create_model: expected the name of a model, got {name!r}; {hint}")
+    if weights is not None and name in _BASELINES and "num_classes" not in options:
+        options["num_classes"] = _classes_in(weights)
     try:
         model = factory(**options)
     except TypeError as error:
@@ -91,6 +100,37 @@ def create_model(
     return model
 
 
+def _baseline(
+    kind: type[Baseline],
+    *,
+    num_classes: int | None = None,
+    backbone: str | Backbone = "resnet50",
+    backbone_weights: str | os.PathLike[str] | None = None,
+    backbone_options: dict[str, Any] | None = None,
+    **options: Any,
+) -> Baseline:
+    if num_classes is None or num_classes < 1:
+        raise ValueError(f"create_model: expected num_classes, the number of training identities, got {num_classes}")
+    if isinstance(backbone, str):
+        made = create_model(backbone, weights=backbone_weights, **(backbone_options or {}))
+        if not isinstance(made, Backbone):
+            raise ValueError(f"create_model: expected a backbone below a baseline, got {backbone!r}")
+        backbone = made
+    elif backbone_weights is not None or backbone_options:
+        raise ValueError("create_model: expected backbone_weights and backbone_options beside the name of a backbone")
+    return kind(backbone, num_classes, **options)  # type: ignore[call-arg]
+
+
+def _classes_in(weights: str | os.PathLike[str]) -> int:
+    for key, value in read_weights(weights).items():
+        if key.endswith(("classifier.weight", "classifiers.0.weight")):
+            return len(value)
+    raise WeightsError(f"create_model: {weights} holds no classifier, so give num_classes")
+
+
+_BASELINES: dict[str, type[Baseline]] = {"ide": IDE, "strong_baseline": StrongBaseline, "pcb": PCB}
+for _name, _kind in _BASELINES.items():
+    register_model(_name, partial(_baseline, _kind))
 for _name, _channels in OSNET_CHANNELS.items():
     register_model(_name, partial(OSNet, _channels))
 register_model("osnet_ibn_x1_0", partial(OSNet, OSNET_CHANNELS["osnet_x1_0"], instance_norm=True))

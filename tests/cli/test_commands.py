@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reidfast.engine import read_features
-from reidfast.evaluation import rank
+from reidfast.engine import FeatureFile, FeatureTable, read_features, write_features
+from reidfast.evaluation import rank, rank_reranked, subtract_camera_mean
 
 STRIPES = ("--model", "color_stripes", "--size", "32x16", "--quiet")
 
@@ -165,3 +165,37 @@ def test_published_scores_of_stored_features(reidfast, reidfast_data):
     path = reidfast_data / "features" / "osnet_x0_25_msmt17__market751_holdout.npz"
     result = json.loads(reidfast("evaluate", path, "--json").out)
     assert round(100 * result["R1"], 1) == 72.3 and round(100 * result["mAP"], 1) == 48.5
+
+
+def test_test_time_options(reidfast, features):
+    plain = json.loads(reidfast("evaluate", features, "--json").out)
+    q, g = read_features(features).query, read_features(features).gallery
+    labels = (q.pids, g.pids, q.camids, g.camids)
+    result = json.loads(reidfast("evaluate", features, "--rerank", "--json").out)
+    assert result["mAP"] == rank_reranked(q.features, g.features, *labels).mean_ap != plain["mAP"]
+    assert result["metric"] == "k-reciprocal"
+    result = json.loads(reidfast("evaluate", features, "--camera-mean", "--json").out)
+    rows = subtract_camera_mean(np.concatenate([q.features, g.features]), np.concatenate([q.camids, g.camids]))
+    assert result["mAP"] == rank(rows[:20], rows[20:], *labels).mean_ap != plain["mAP"]
+    expanded = reidfast("evaluate", features, "--query-expansion", 3, "--camera-mean")
+    assert "camera means subtracted, queries expanded by 3 neighbours" in expanded.out
+
+
+def test_compare(reidfast, features, tmp_path):
+    file = read_features(features)
+    rng = np.random.default_rng(0)
+
+    def noisy(table):
+        rows = table.features + rng.normal(0, 1.5, table.features.shape).astype(np.float32)
+        return FeatureTable(rows, table.pids, table.camids, table.paths)
+
+    write_features(tmp_path / "b.npz", FeatureFile({name: noisy(table) for name, table in file.splits.items()}))
+    result = json.loads(reidfast("evaluate", features, "--compare", tmp_path / "b.npz", "--json").out)
+    other = json.loads(reidfast("evaluate", tmp_path / "b.npz", "--json").out)
+    compared = result["compared"]
+    assert compared["mAP"] == other["mAP"] and compared["difference"]["mAP"]["identities"] == 10
+    assert compared["difference"]["mAP"]["mean"] == pytest.approx(other["mAP"] - result["mAP"])
+    assert compared["difference"]["R1"]["mean"] == pytest.approx(other["R1"] - result["R1"])
+    assert compared["difference"]["mAP"]["high"] < 0
+    text = reidfast("evaluate", features, "--compare", tmp_path / "b.npz").out
+    assert "95 % interval" in text

@@ -24,6 +24,7 @@ def make(tmp_path):
         write_features(tmp_path / name, FeatureFile(splits))
 
     write("good.npz", query=table(2, [1, 2]), gallery=table(3, [1, 2, 3]))
+    write("more.npz", query=table(3, [1, 2, 3]), gallery=table(3, [1, 2, 3]))
     write("disjoint.npz", query=table(2, [1, 2]), gallery=table(3, [7, 8, 9]))
     write("gallery_only.npz", gallery=table(3, [1, 2, 3]))
     write("empty_gallery.npz", query=table(2, [1, 2]), gallery=table(0, np.empty(0, int)))
@@ -76,6 +77,9 @@ ERRORS = [
     ("evaluate good.npz --metric cosinus", "cosine, euclidean, sqeuclidean, dot, got 'cosinus'"),
     ("evaluate good.npz --protocol market", "--protocol: expected one of market1501"),
     ("evaluate good.npz --ap area", "--ap: expected one of step, trapezoid, sklearn, got 'area'"),
+    ("evaluate good.npz --rerank --metric dot", "it has its own metric"),
+    ("evaluate good.npz --compare no.npz", "no.npz does not exist"),
+    ("evaluate good.npz --no-camera-rule --compare more.npz", "expected the same queries in more.npz"),
     ("evaluate good.npz --max-rank 0", "whole number of at least 1, got '0'"),
     ("evaluate good.npz --plot out.txt", "--plot: expected a name ending in .png"),
     ("evaluate good.npz --plot no/out.png", "the folder no does not exist"),

