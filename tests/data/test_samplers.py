@@ -213,3 +213,14 @@ def test_shard() -> None:
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     with pytest.raises(ValueError, match="rank in 0..1"):
         shard(3, 2, 2)
+
+
+def test_ranks_come_from_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch.distributed as dist
+
+    assert (IdentitySampler(PIDS, 4, 4).rank, IdentitySampler(PIDS, 4, 4).world) == (0, 1)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_rank", lambda: 1)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    assert list(IdentitySampler(PIDS, 4, 4)) == list(IdentitySampler(PIDS, 4, 4, rank=1, world=2))
+    assert list(ShuffleSampler(50, 4)) == list(ShuffleSampler(50, 4, rank=1, world=2))

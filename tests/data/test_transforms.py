@@ -314,3 +314,16 @@ def test_batch_augment_repeats_and_rejects() -> None:
     with pytest.raises(ValueError, match=r"uint8 \[B,3,H,W\], got torch.float32"):
         augment(images.float())
     assert list(augment.state_dict()) == []
+
+
+@pytest.mark.parametrize("pad", [0, 3, 40])  # 40: the window may lie outside the image altogether
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batch_augment_gather_equals_loop(pad: int, channels_last: bool) -> None:
+    images = batch(80)
+    if channels_last:
+        images = images.contiguous(memory_format=torch.channels_last)
+    augment = BatchAugment(0.5, pad, 0.7)
+    where = augment._draw(images, torch.Generator().manual_seed(2))
+    assert torch.equal(augment._move(images, where), augment._move_loop(images, where))
+    out = normalised(images)
+    assert torch.equal(augment._erase(out, where), augment._erase_loop(out.clone(), where))
