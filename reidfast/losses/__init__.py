@@ -7,8 +7,9 @@ from __future__ import annotations
 from reidfast.losses.centre import CentreLoss
 from reidfast.losses.circle import CircleLoss
 from reidfast.losses.cross_entropy import CrossEntropyLoss
+from reidfast.losses.diversity import DiversityLoss
 from reidfast.losses.ipfl import IPFL
 from reidfast.losses.oim import OIMLoss
 from reidfast.losses.triplet import TripletLoss
 
-__all__ = ["IPFL", "CentreLoss", "CircleLoss", "CrossEntropyLoss", "OIMLoss", "TripletLoss"]
+__all__ = ["IPFL", "CentreLoss", "CircleLoss", "CrossEntropyLoss", "DiversityLoss", "OIMLoss", "TripletLoss"]

@@ -1,0 +1,10 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Modules over ``reidfast.ops``: the parts that the methods are built from."""
+
+from __future__ import annotations
+
+from reidfast.nn.diverse_attention import DiverseAttention
+from reidfast.nn.patch_generator import PatchGenerator
+
+__all__ = ["DiverseAttention", "PatchGenerator"]
