@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""The peers' evaluators, for comparison: the peer's own code where the package index has it, our restatement otherwise.
+
+- fast-reid, cython: its own `rank_cy.pyx` from the wheel `fastreid==1.4.0`, compiled here;
+- torchreid, numpy: its own `rank.py` from the source archive `torchreid==0.2.5`;
+- torchreid, cython: that archive leaves the .pyx out, so `torchreid_restated.pyx` beside this file says in our words
+  what it does.
+
+Archives are unpacked below the user's cache folder and never installed. Compiling needs `pip install cython` and a C
+compiler (extra `[peers]`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import io
+import os
+import subprocess
+import sys
+import tarfile
+import warnings
+import zipfile
+import zlib
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "reidfast" / "peers"
+
+
+def unpack(requirement: str) -> Path:
+    """The unpacked archive of ``name==version``, downloaded once."""
+    folder = CACHE / requirement.replace("==", "-")
+    if not (folder / ".complete").exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-deps",
+            "--no-build-isolation",
+            "-d",
+            str(folder),
+        ]
+        subprocess.run([*command, requirement], check=True, capture_output=True)
+        archive = next(p for p in folder.iterdir() if p.suffix in (".whl", ".gz"))
+        if archive.suffix == ".whl":
+            with zipfile.ZipFile(archive) as wheel:
+                wheel.extractall(folder)
+        else:
+            with tarfile.open(archive) as tar:
+                tar.extractall(folder, filter="data")
+        (folder / ".complete").touch()
+    return folder
+
+
+def compile_pyx(source: Path, name: str) -> ModuleType:
+    """Cython source as a module, compiled once per source text."""
+    from Cython.Build import cythonize
+    from setuptools import Distribution, Extension
+    from setuptools.command.build_ext import build_ext
+
+    folder = CACHE / f"{name}-{zlib.crc32(source.read_bytes()):08x}-{sys.implementation.cache_tag}"
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = folder / f"{name}.pyx"
+    copy.write_text(source.read_text())
+    with contextlib.redirect_stdout(io.StringIO()):
+        extensions = cythonize(
+            [Extension(name, [str(copy)], include_dirs=[np.get_include()], extra_compile_args=["-O3", "-w"])],
+            language_level=3, quiet=True,
+        )  # fmt: skip
+        build = build_ext(Distribution({"ext_modules": extensions}))
+        build.build_lib = build.build_temp = str(folder)
+        build.ensure_finalized()
+        build.run()
+    return load(next(folder.glob(f"{name}*.so")), name)
+
+
+def load(path: Path, name: str) -> ModuleType:
+    """A module from a file, without touching sys.path."""
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        spec.loader.exec_module(module)
+    return module
+
+
+@functools.cache
+def fastreid_cython() -> ModuleType:
+    return compile_pyx(unpack("fastreid==1.4.0") / "fastreid/evaluation/rank_cylib/rank_cy.pyx", "rank_cy")
+
+
+@functools.cache
+def torchreid_cython() -> ModuleType:
+    return compile_pyx(Path(__file__).with_name("torchreid_restated.pyx"), "torchreid_restated")
+
+
+@functools.cache
+def torchreid_numpy() -> ModuleType:
+    return load(next(unpack("torchreid==0.2.5").glob("*/torchreid/reid/metrics/rank.py")), "torchreid_rank")
