@@ -130,10 +130,11 @@ class PCB(Baseline):
         self.reduce = nn.Sequential(
             nn.Conv2d(backbone.out_channels, reduced, 1, bias=False), nn.BatchNorm2d(reduced), nn.ReLU()
         )
-        self.classifiers = nn.ModuleList(nn.Linear(reduced, num_classes) for _ in range(parts))
-        for classifier in self.classifiers:
+        classifiers = [nn.Linear(reduced, num_classes) for _ in range(parts)]
+        for classifier in classifiers:
             nn.init.normal_(classifier.weight, std=0.001)
             nn.init.zeros_(classifier.bias)
+        self.classifiers = nn.ModuleList(classifiers)
 
     def forward(self, images: Tensor) -> BaselineOutput | Tensor:
         """Images [B, 3, H, W]."""
