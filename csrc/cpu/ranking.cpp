@@ -28,12 +28,46 @@ count_t<T> count_equal(const T* d, int64_t n, T t) {
   return sum;
 }
 
-// below and up_to (d <= t) for four thresholds at a time, so that a loaded vector meets eight compares.
+#if defined(CPU_CAPABILITY_AVX512)
+// Compilers turn the loop below into a compare, a select and an add; here the add is masked by the compare.
+void compare_four(const float* d, int64_t n, const float* t, int32_t* below, int32_t* up_to) {
+  const __m512i minus_one = _mm512_set1_epi32(-1);
+  const __m512 t0 = _mm512_set1_ps(t[0]), t1 = _mm512_set1_ps(t[1]), t2 = _mm512_set1_ps(t[2]),
+               t3 = _mm512_set1_ps(t[3]);
+  __m512i a0 = _mm512_setzero_si512(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  const auto add = [&](__m512 v) __attribute__((always_inline)) {
+    a0 = _mm512_mask_sub_epi32(a0, _mm512_cmp_ps_mask(v, t0, _CMP_LT_OQ), a0, minus_one);
+    a1 = _mm512_mask_sub_epi32(a1, _mm512_cmp_ps_mask(v, t1, _CMP_LT_OQ), a1, minus_one);
+    a2 = _mm512_mask_sub_epi32(a2, _mm512_cmp_ps_mask(v, t2, _CMP_LT_OQ), a2, minus_one);
+    a3 = _mm512_mask_sub_epi32(a3, _mm512_cmp_ps_mask(v, t3, _CMP_LT_OQ), a3, minus_one);
+    b0 = _mm512_mask_sub_epi32(b0, _mm512_cmp_ps_mask(v, t0, _CMP_LE_OQ), b0, minus_one);
+    b1 = _mm512_mask_sub_epi32(b1, _mm512_cmp_ps_mask(v, t1, _CMP_LE_OQ), b1, minus_one);
+    b2 = _mm512_mask_sub_epi32(b2, _mm512_cmp_ps_mask(v, t2, _CMP_LE_OQ), b2, minus_one);
+    b3 = _mm512_mask_sub_epi32(b3, _mm512_cmp_ps_mask(v, t3, _CMP_LE_OQ), b3, minus_one);
+  };
+  int64_t j = 0;
+  for (; j + 16 <= n; j += 16) add(_mm512_loadu_ps(d + j));
+  if (j < n) add(_mm512_mask_loadu_ps(_mm512_set1_ps(NAN), static_cast<__mmask16>((1u << (n - j)) - 1), d + j));
+  const __m512i a[4] = {a0, a1, a2, a3}, b[4] = {b0, b1, b2, b3};
+  for (int k = 0; k < 4; ++k) {
+    below[k] = _mm512_reduce_add_epi32(a[k]);
+    up_to[k] = _mm512_reduce_add_epi32(b[k]);
+  }
+}
+#endif
+
+// below and up_to (d <= t) for four thresholds at a time, so that a loaded vector meets eight compares; m a multiple of
+// four.
 template <typename T>
 void compare_counts(const T* d, int64_t n, const T* t, int64_t m, count_t<T>* below, count_t<T>* up_to) {
   using C = count_t<T>;
-  int64_t k = 0;
-  for (; k + 4 <= m; k += 4) {
+  for (int64_t k = 0; k < m; k += 4) {
+#if defined(CPU_CAPABILITY_AVX512)
+    if constexpr (std::is_same_v<T, float>) {
+      compare_four(d, n, t + k, below + k, up_to + k);
+      continue;
+    }
+#endif
     const T t0 = t[k], t1 = t[k + 1], t2 = t[k + 2], t3 = t[k + 3];
     C a0 = 0, a1 = 0, a2 = 0, a3 = 0, b0 = 0, b1 = 0, b2 = 0, b3 = 0;
     for (int64_t j = 0; j < n; ++j) {
@@ -49,15 +83,6 @@ void compare_counts(const T* d, int64_t n, const T* t, int64_t m, count_t<T>* be
     }
     below[k] = a0, below[k + 1] = a1, below[k + 2] = a2, below[k + 3] = a3;
     up_to[k] = b0, up_to[k + 1] = b1, up_to[k + 2] = b2, up_to[k + 3] = b3;
-  }
-  for (; k < m; ++k) {
-    const T t0 = t[k];
-    C a0 = 0, b0 = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      a0 += d[j] < t0;
-      b0 += d[j] <= t0;
-    }
-    below[k] = a0, up_to[k] = b0;
   }
 }
 
@@ -106,7 +131,11 @@ void count_row(const T* d, int64_t n, int64_t first_column, const T* thresholds,
     for (int64_t k0 = 0; k0 < m; k0 += kGroup) {
       const int64_t group = m - k0 < kGroup ? m - k0 : kGroup;
       count_t<T> a[kGroup], b[kGroup];
-      compare_counts(d, n, thresholds + k0, group, a, b);
+      T t[kGroup];
+      int64_t padded = 0;
+      for (; padded < group; ++padded) t[padded] = thresholds[k0 + padded];
+      for (; padded % 4 != 0; ++padded) t[padded] = t[group - 1];
+      compare_counts(d, n, t, padded, a, b);
       for (int64_t k = 0; k < group; ++k) {
         below[k0 + k] += a[k];
         if (b[k] != a[k]) {
