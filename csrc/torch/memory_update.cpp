@@ -6,6 +6,11 @@
 
 #include "csrc/torch/op.h"
 
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/memory_update.h"
+#include "csrc/torch/cuda.h"
+#endif
+
 namespace reidfast {
 namespace {
 
@@ -47,6 +52,24 @@ void memory_update_cpu(Tensor& bank, const Tensor& indices, const Tensor& values
   });
 }
 
+#if defined(REID_WITH_CUDA)
+void memory_update_cuda(Tensor& bank, const Tensor& indices, const Tensor& values, double momentum, bool normalize) {
+  check_shapes(bank, indices, values);
+  const CudaScope scope(bank);
+  const int64_t dim = bank.size(-1), parts = bank.dim() == 2 ? 1 : bank.size(0);
+  TORCH_CHECK(dim <= 1 || bank.stride(-1) == 1,
+              "memory_update_: expected a bank whose rows are contiguous, got strides ", bank.strides());
+  TORCH_CHECK(parts <= 65535, "memory_update_: expected at most 65535 parts, got ", parts);
+  const Tensor x = values.to(acc_dtype(bank.scalar_type())).contiguous(), rows = indices.contiguous();
+  REID_DISPATCH_FLOATS(bank.scalar_type(), "memory_update_", [&] {
+    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    cuda::memory_update(cuda_mutable<scalar_t>(bank), parts, bank.size(-2), dim, parts == 1 ? 0 : bank.stride(0),
+                        bank.stride(-2), cuda_const<acc_t>(x), cuda_const<int64_t>(rows), rows.size(0),
+                        static_cast<acc_t>(momentum), normalize, scope.stream);
+  });
+}
+#endif
+
 // The update is no part of any graph: values are read as constants, and a bank that records cannot be written in place.
 void memory_update_autograd(Tensor& bank, const Tensor& indices, const Tensor& values, double momentum,
                             bool normalize) {
@@ -67,6 +90,9 @@ TORCH_LIBRARY_FRAGMENT(reidfast, m) {
   m.def("memory_update_(Tensor(a!) bank, Tensor indices, Tensor values, float momentum, bool normalize) -> ()");
 }
 TORCH_LIBRARY_IMPL(reidfast, CPU, m) { m.impl("memory_update_", memory_update_cpu); }
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) { m.impl("memory_update_", memory_update_cuda); }
+#endif
 TORCH_LIBRARY_IMPL(reidfast, Autograd, m) { m.impl("memory_update_", memory_update_autograd); }
 
 }  // namespace reidfast

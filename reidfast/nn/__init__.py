@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from reidfast.nn.diverse_attention import DiverseAttention
+from reidfast.nn.memory_bank import MemoryBank
 from reidfast.nn.patch_generator import PatchGenerator
 
-__all__ = ["DiverseAttention", "PatchGenerator"]
+__all__ = ["DiverseAttention", "MemoryBank", "PatchGenerator"]

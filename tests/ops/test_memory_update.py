@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import normalize
@@ -18,10 +19,13 @@ SHAPES = [(0, 1, 1, 1), (2, 5, 7, 3), (6, 40, 300, 256), (0, 33, 10, 130), (3, 0
 OP = torch.ops.reidfast.memory_update_.default
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("memory_update_", d)], ids=shape_id)
+ALL = [(d, n) for d in devices() for n in implementations("memory_update_", d)]
+
+
+@pytest.fixture(params=[*ALL, ("cpu", "cuda_emu")], ids=shape_id)
 def impl(request):
     device, name = request.param
-    function = implementations("memory_update_", device)[name]
+    function = emulated("memory_update_") if name == "cuda_emu" else implementations("memory_update_", device)[name]
 
     def updated(bank, indices, values, momentum, normalize):
         bank = bank.to(device, copy=True)
