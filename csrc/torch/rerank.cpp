@@ -96,9 +96,13 @@ std::vector<ItemBlock> item_blocks(int64_t queries, int64_t galleries, int64_t f
   return blocks;
 }
 
+// Blocks of rows part, part + parts, ... alone: the lists of all parts together hold the nearest.
 // -> ids [n, k] int32 (-1 = none), D [n, k], max D [n], and where it stopped (BadInput)
 std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& query, const Tensor& gallery, int64_t k,
-                                                                 std::string_view metric_name, bool square) {
+                                                                 std::string_view metric_name, bool square,
+                                                                 int64_t part, int64_t parts) {
+  TORCH_CHECK_VALUE(parts >= 1 && part >= 0 && part < parts, "rerank: expected 0 <= part < parts, got ", part, " and ",
+                    parts);
   check_features(query, gallery);
   const Metric metric = parse_metric(metric_name);
   const int64_t n = query.size(0) + gallery.size(0), dim = query.size(1);
@@ -117,7 +121,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& q
       if (stop) stop.side = block.side;
       return !stop;
     };
+    int64_t block_number = 0;
     for (const ItemBlock& a : item_blocks(query.size(0), gallery.size(0), 0, kRowItems)) {
+      if (block_number++ % parts != part) continue;
       if (!pack(row_panel, a)) break;
       for (const ItemBlock& b : item_blocks(query.size(0), gallery.size(0), a.id, kColumnItems)) {
         if (!pack(column_panel, b)) break;
@@ -366,7 +372,8 @@ std::tuple<Tensor, Tensor> rerank_distances_cpu(const Tensor& query, const Tenso
 
 TORCH_LIBRARY_FRAGMENT(reidfast, m) {
   m.def(
-      "rerank_neighbours(Tensor query, Tensor gallery, int k, str metric, bool square) -> (Tensor, Tensor, Tensor, "
+      "rerank_neighbours(Tensor query, Tensor gallery, int k, str metric, bool square, int part, int parts) -> "
+      "(Tensor, Tensor, Tensor, "
       "Tensor)");
   m.def(
       "rerank_neighbours_from_distances(Tensor q_g, Tensor q_q, Tensor g_g, int k, bool square) -> (Tensor, Tensor, "

@@ -37,25 +37,36 @@ def _nearest(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values[:, :k], order[:, :k].int()
 
 
-def neighbours(query: Tensor, gallery: Tensor, k: int, metric: str, square: bool) -> tuple[Tensor, ...]:
-    """Ids (n, k), D (n, k), largest D (n,) of every item, itself first, and status."""
+def neighbours(
+    query: Tensor, gallery: Tensor, k: int, metric: str, square: bool, part: int, parts: int
+) -> tuple[Tensor, ...]:
+    """Ids (n, k), D (n, k), largest D (n,) of every item, itself first, and status.
+
+    Of row blocks part, part + parts, ... alone; the lists of all parts together hold the nearest.
+    """
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     status = _engine.fine()
+    number = -1
     sides = [(side, x) for side, x in enumerate((query, gallery)) if len(x)]
     for side, x in sides:
         for begin in range(0, len(x), _ROWS):
-            parts = []
+            number += 1
+            some = x[begin : begin + _ROWS]
+            if number % parts != part:
+                nobody = some.new_full((len(some), k), torch.inf)
+                found.append((torch.full_like(nobody, -1, dtype=torch.int32), nobody, some.new_zeros(len(some))))
+                continue
+            pieces = []
             for other, y in sides:
                 # 33 rows or more: fewer are served by tiles of another height
-                some = x[begin : begin + _ROWS]
                 padded = torch.cat([some, some[:1].expand(33 - len(some), -1)]) if len(some) < 33 else some
                 d, status = _base(padded, y, metric)
                 if status[1]:
                     status[0] = other if status[0] else side
                     n, empty = len(query) + len(gallery), query.new_empty
                     return empty(n, k).int(), empty(n, k), empty(n), status
-                parts.append(d[: len(some)])
-            block = torch.cat(parts, 1)
+                pieces.append(d[: len(some)])
+            block = torch.cat(pieces, 1)
             block = block * block if square else block
             own = torch.arange(len(block), device=block.device)
             item = own + begin + (len(query) if side else 0)
@@ -66,6 +77,22 @@ def neighbours(query: Tensor, gallery: Tensor, k: int, metric: str, square: bool
         return query.new_empty(0, k).int(), query.new_empty(0, k), query.new_empty(0), status
     ids, values, largest = (torch.cat([f[i] for f in found]) for i in range(3))
     return ids, values, largest, status
+
+
+def merge_neighbours(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The k nearest of each item from the lists of several parts, (parts, n, k) each."""
+    parts, n, k = ids.shape
+    flat = ids.permute(1, 0, 2).reshape(n, parts * k).long()
+    d = values.permute(1, 0, 2).reshape(n, parts * k)
+    own = flat == torch.arange(n, device=ids.device)[:, None]
+    again = own & (own.long().cumsum(1) > 1)  # every part lists the item itself
+    gone = again | (flat < 0)
+    order_id = torch.where(own, -1, torch.where(gone, torch.iinfo(torch.int64).max, flat))
+    d = torch.where(gone, torch.inf, d)
+    for key in ("id", "distance"):
+        order = torch.argsort(order_id if key == "id" else d, dim=1, stable=True)
+        flat, d, gone, order_id = (x.gather(1, order) for x in (flat, d, gone, order_id))
+    return torch.where(gone, -1, flat)[:, :k].int().contiguous(), d[:, :k].contiguous()
 
 
 def _columns(q_g: Tensor, q_q: Tensor, g_g: Tensor, begin: int, end: int) -> Tensor:

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from reidfast.evaluation import _engine, ranking
 from reidfast.evaluation import _rerank_engine as engine
-from reidfast.evaluation._distances import tensor
-from reidfast.evaluation._groups import Solo
+from reidfast.evaluation._distances import tensor, together
+from reidfast.evaluation._groups import Solo, ranks_of
 from reidfast.evaluation._inputs import Features, Labels, check_count, check_pair, read_features, read_labels
 from reidfast.evaluation._metrics import PROTOCOLS, Counted, Ranking, score
 from reidfast.evaluation._pairs import JUNK, find_pairs
@@ -79,8 +79,8 @@ def raise_bad_row(op: str, status: Tensor) -> None:
     """ValueError for the row where the engine stopped, if it did."""
     side, kind, row = status.tolist()
     if kind:
-        name = ("query", "gallery")[side]
-        raise ValueError(f"{op}: expected finite {name} features, got {_PROBLEM[kind]} in row {row}")
+        name = "" if op == "jaccard_graph" else ("query ", "gallery ")[side]
+        raise ValueError(f"{op}: expected finite {name}features, got {_PROBLEM[kind]} in row {row}")
 
 
 def _check_lambda(op: str, lambda_: Any) -> float:
@@ -156,12 +156,26 @@ class Reranked:
         return scipy.sparse.csr_matrix((self.jaccard, self.indices, self.indptr), shape=self.shape)
 
 
-def _no_group(op: str, group: Any) -> None:
-    if group is not None:
-        raise NotImplementedError(
-            f"{op}: expected group=None, got a process group; gather the features and call it on one process "
-            "(rank and search take group=)"
-        )
+def _gather_rows(ranks: Solo, x: Tensor) -> Tensor:
+    """The rows of all ranks on each."""
+    if ranks.size == 1:
+        return x
+    return torch.from_numpy(ranks.concatenate(x.cpu().numpy())).to(x.device)
+
+
+def _neighbours(op: str, ranks: Solo, x: Tensor, y: Tensor, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
+    """Lists and largest distances of all items; each rank takes part of the product."""
+    find = engine.NEIGHBOURS.on[x.device.type]
+    args = settings.list_size, settings.variant.metric, settings.square
+    with together(ranks):
+        ids, near, largest, status = find(x, y, *args, ranks.rank, ranks.size)
+        raise_bad_row(op, status)
+    if ranks.size == 1:
+        return ids, near, largest
+    shape = (ranks.size, *ids.shape)
+    gathered = [torch.from_numpy(ranks.concatenate(t.cpu().numpy())) for t in (ids, near, largest)]
+    ids, near = engine.merge_neighbours(gathered[0].reshape(shape), gathered[1].reshape(shape))
+    return ids, near, gathered[2].reshape(ranks.size, -1).amax(0)
 
 
 def rerank(
@@ -198,7 +212,9 @@ def rerank(
         variant: "zhong", "torchreid", "fastreid", "transreid", "openunreid" or a `RerankVariant`.
         metric: "sqeuclidean" (also "euclidean"; every code re-ranks squared distances) or "cosine"; None = the
             variant's own: cosine for "fastreid", else squared Euclidean.
-        group: Reserved for a sharded gallery; only None is served.
+        group: torch.distributed process group over which the gallery is sharded: every rank passes all queries and its
+            part, and gets the whole result, bit for bit that of one process holding the parts in rank order. Every
+            gallery row is compared with every other, so the features travel to all ranks; the product is shared out.
 
     Returns:
         Reranked: the sparse parts, and ``.dense()``.
@@ -220,17 +236,19 @@ def rerank(
         [0, 1, 2, 3]
     """
     op = "rerank"
-    _no_group(op, group)
-    lambda_ = _check_lambda(op, lambda_)
-    options = resolve_variant(op, variant, metric)
-    q, g = read_features(op, "query", query), read_features(op, "gallery", gallery)
-    check_pair(op, q, g)
-    settings = _Settings.of(op, options, k1, k2, q.n + g.n)
-    x, y = as_matrix(q), as_matrix(g)
-    y = y.to(x.device)
-    found = engine.NEIGHBOURS.on[x.device.type](x, y, settings.list_size, options.metric, settings.square)
-    raise_bad_row(op, found[3])
-    v = _encode(found[:3], x, y, settings)
+    ranks = ranks_of(op, group)
+    with together(ranks):
+        lambda_ = _check_lambda(op, lambda_)
+        options = resolve_variant(op, variant, metric)
+        q, g = read_features(op, "query", query), read_features(op, "gallery", gallery)
+        if g.n or ranks.size == 1:
+            check_pair(op, q, g)
+        x = as_matrix(q)
+        y = as_matrix(g).to(x.device)
+    y = _gather_rows(ranks, y)
+    settings = _Settings.of(op, options, k1, k2, len(x) + len(y))
+    found = _neighbours(op, ranks, x, y, settings)
+    v = _encode(found, x, y, settings)
     jaccard = engine.JACCARD.on["cpu"](*v, q.n, q.n, settings.store_half)
     largest = found[2]
     return _reranked(jaccard, largest[: q.n], lambda_, options, x, y, None, query)
@@ -278,7 +296,7 @@ def rank_reranked(
         max_rank: As in `rank`.
         precision: "float32" only.
         validate: Look for NaN and inf in CUDA features beforehand.
-        group: Reserved; only None is served.
+        group: As in `rerank`; the counting is shared out over queries.
 
     Returns:
         Ranking, numpy on the host.
@@ -295,8 +313,13 @@ def rank_reranked(
     max_rank = check_count(op, "max_rank", max_rank)
     if precision != "float32":
         raise NotImplementedError(f"{op}: precision {precision!r} is not served; use precision='float32'")
-    q, g = read_features(op, "query", query), read_features(op, "gallery", gallery)
-    labels = read_labels(op, q.n, g.n, query_ids, gallery_ids, query_cameras, gallery_cameras)
+    ranks = ranks_of(op, group)
+    with together(ranks):
+        q, g = read_features(op, "query", query), read_features(op, "gallery", gallery)
+        labels = read_labels(op, q.n, g.n, query_ids, gallery_ids, query_cameras, gallery_cameras)
+    labels.gallery = ranks.concatenate(labels.gallery)
+    if labels.gallery_cameras is not None:
+        labels.gallery_cameras = ranks.concatenate(labels.gallery_cameras)
     ranking._need_matches(op, labels, find_pairs(labels), Solo())
     if validate:
         for features in (q, g):
@@ -305,7 +328,7 @@ def rank_reranked(
     result = rerank(query, gallery, k1=k1, k2=k2, lambda_=lambda_, variant=variant, metric=metric, group=group)
     parts: list[Counted] = []
     shots: list[NDArray[np.float64]] = []
-    for begin, end in _query_steps(q.n, g.n):
+    for begin, end in _query_steps(q.n, len(labels.gallery))[ranks.rank :: ranks.size]:
         some = Labels(
             labels.query[begin:end],
             labels.gallery,
@@ -317,8 +340,20 @@ def rank_reranked(
         parts.append(counted)
         shots.append(shot)
     names = ("query", "distance", "below", "equal", "before")
-    whole = Counted(q.n, *(np.concatenate([getattr(part, name) for part in parts]) for name in names))
-    return score(whole, kind, max_rank, np.concatenate(shots) if PROTOCOLS[protocol].single_shot else None)
+    if ranks.size > 1:  # a rank may have no step
+        parts.append(Counted(0, *(np.empty(0, np.float32 if name == "distance" else np.int64) for name in names)))
+    fields: list[NDArray[Any]] = [
+        ranks.concatenate(np.concatenate([getattr(part, name) for part in parts])) for name in names
+    ]
+    order = np.argsort(fields[0], kind="stable")  # a query is counted by one rank, in one run
+    fields = [field[order] for field in fields]
+    whole = Counted(q.n, *fields)
+    if not PROTOCOLS[protocol].single_shot:
+        return score(whole, kind, max_rank)
+    curves = np.zeros((q.n, max_rank))
+    for (begin, end), shot in zip(_query_steps(q.n, len(labels.gallery))[ranks.rank :: ranks.size], shots, strict=True):
+        curves[begin:end] = shot
+    return score(whole, kind, max_rank, ranks.add(curves))
 
 
 def _query_steps(queries: int, galleries: int) -> list[tuple[int, int]]:
@@ -424,7 +459,7 @@ def jaccard_graph(
         k2: Neighbours averaged in the local query expansion; 1 turns it off.
         variant: As in `rerank`.
         metric: As in `rerank`.
-        group: Reserved for sharded features; only None is served.
+        group: As in `rerank`; every rank passes its part of the features and gets the whole graph.
 
     Returns:
         csr_matrix float32 (N, N), symmetric up to rounding: every distance below 1, the zero diagonal stored
@@ -442,21 +477,18 @@ def jaccard_graph(
         (12, 0.0)
     """
     op = "jaccard_graph"
-    _no_group(op, group)
-    options = resolve_variant(op, variant, metric)
-    items = read_features(op, "features", features)
-    settings = _Settings.of(op, options, k1, k2, items.n)
-    x = as_matrix(items)
-    nothing = x[:0]
-    found = engine.NEIGHBOURS.on[x.device.type](x, nothing, settings.list_size, options.metric, settings.square)
-    status = found[3]
-    if status[1]:
-        raise ValueError(f"{op}: expected finite features, got {_PROBLEM[int(status[1])]} in row {int(status[2])}")
-    v = _encode(found[:3], x, nothing, settings)
-    indptr, indices, values = (t.numpy() for t in engine.JACCARD.on["cpu"](*v, items.n, 0, settings.store_half))
-    own = np.repeat(np.arange(items.n, dtype=indices.dtype), np.diff(indptr)) == indices
+    ranks = ranks_of(op, group)
+    with together(ranks):
+        options = resolve_variant(op, variant, metric)
+        x = as_matrix(read_features(op, "features", features))
+    x = _gather_rows(ranks, x)
+    n = len(x)
+    settings = _Settings.of(op, options, k1, k2, n)
+    v = _encode(_neighbours(op, ranks, x, x[:0], settings), x, x[:0], settings)
+    indptr, indices, values = (t.numpy() for t in engine.JACCARD.on["cpu"](*v, n, 0, settings.store_half))
+    own = np.repeat(np.arange(n, dtype=indices.dtype), np.diff(indptr)) == indices
     values[own] = 0.0
-    graph = scipy.sparse.csr_matrix((values, indices, indptr), shape=(items.n, items.n))
+    graph = scipy.sparse.csr_matrix((values, indices, indptr), shape=(n, n))
     if (values >= 1.0).any():  # shared weight below what float32 can tell from none
         keep = values < 1.0
         starts = np.concatenate([[0], np.cumsum(keep)])[indptr]
