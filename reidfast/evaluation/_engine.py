@@ -13,12 +13,13 @@ is always fine: looking would synchronise; ``validate=True`` looks beforehand.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from reidfast.ops import _extension
 from reidfast.ops._backends import Dispatch
 
 COSINE, EUCLIDEAN, SQEUCLIDEAN, DOT = range(4)
@@ -195,6 +196,33 @@ class _ThresholdTable:
         counts[:, self.begin : self.end] += torch.stack([below, equal, before]).to(counts.device)
 
 
+def count_below_op(device: torch.device) -> Callable[..., None] | None:
+    """The kernel that counts on ``device`` (csrc/cuda/count_below.cu), or None where it was not built."""
+    return torch.ops.reidfast.eval_count_below.default if device.type == "cuda" and _extension.has_cuda else None
+
+
+class _DeviceCounts:
+    """Counting by a kernel: the lists go to the device once, the counts come back once."""
+
+    def __init__(
+        self, op: Callable[..., None], device: torch.device, ptr: Tensor, values: Tensor, columns: Tensor,
+        same_ptr: Tensor, same: Tensor, drop: Tensor,
+    ) -> None:  # fmt: skip
+        self.op = op
+        self.most = int(ptr.diff().max()) if len(ptr) > 1 else 0
+        lists = (ptr, values, columns, same_ptr, same, drop)
+        self.ptr, self.values, self.columns, self.same_ptr, self.same, self.drop = (x.to(device) for x in lists)
+        self.counts = torch.zeros(3, len(values), dtype=torch.int64, device=device)
+
+    def add(self, d: Tensor, q: int, first: int) -> None:
+        """Counts d [n, columns]: queries from q on, columns from ``first`` on."""
+        here = slice(q, q + len(d) + 1)
+        self.op(
+            d, first, self.ptr[here], self.values, self.columns, self.most, self.same_ptr[here], self.same, self.drop,
+            self.counts,
+        )  # fmt: skip
+
+
 def pair_distances(
     query: Tensor, gallery: Tensor, metric: int, order: Tensor, block_ptr: Tensor, column_ptr: Tensor, columns: Tensor,
     pair_ptr: Tensor, slots: Tensor,
@@ -230,6 +258,12 @@ def count_features(
 ) -> Tensor:  # fmt: skip
     """Adds to counts [3, n] (below, equal, equal at a lower column) what this chunk of the gallery holds."""
     height, width = tile_shape(len(query), query.device.type)
+    if (op := count_below_op(query.device)) is not None:
+        kernel = _DeviceCounts(op, query.device, ptr, values, columns, same_ptr, same, ptr[:0])
+        for block in _blocks(query, gallery, rows, metric, height, width):
+            kernel.add(block.d, block.q, first + block.column)
+        counts += kernel.counts.to(counts.device)
+        return fine()
     tables: dict[int, _ThresholdTable] = {}
     try:
         for block in _blocks(query, gallery, rows, metric, height, width):
@@ -248,6 +282,13 @@ def count_distances(
 ) -> int:  # fmt: skip
     """The same from distances [Q, G]; ``drop`` lists columns that count for nobody. First row with NaN, or -1."""
     n, gallery = distances.shape
+    if (op := count_below_op(distances.device)) is not None:
+        rows = distances if gallery <= 1 or distances.stride(1) == 1 else distances.contiguous()
+        rows = rows.double() if values.dtype == torch.float64 else rows
+        kernel = _DeviceCounts(op, distances.device, ptr, values, columns, same_ptr, same, drop)
+        kernel.add(rows, 0, 0)
+        counts += kernel.counts.to(counts.device)
+        return -1
     height = max(1, 8_000_000 // max(1, gallery))
     bad = -1
     for q in range(0, n, height):
