@@ -341,7 +341,8 @@ def rank_reranked(
         shots.append(shot)
     names = ("query", "distance", "below", "equal", "before")
     if ranks.size > 1:  # a rank may have no step
-        parts.append(Counted(0, *(np.empty(0, np.float32 if name == "distance" else np.int64) for name in names)))
+        none = np.empty(0, np.int64)
+        parts.append(Counted(0, none, np.empty(0, np.float32), none, none, none))
     fields: list[NDArray[Any]] = [
         ranks.concatenate(np.concatenate([getattr(part, name) for part in parts])) for name in names
     ]
