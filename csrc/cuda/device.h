@@ -103,6 +103,6 @@ __device__ __forceinline__ A block_max(A x, A* scratch) {
   return x;
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+REID_HD int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace reidfast::cuda

@@ -6,6 +6,10 @@
 
 #include "csrc/cpu/pool_patches.h"
 #include "csrc/torch/feature_map.h"
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/patches.h"
+#include "csrc/torch/cuda.h"
+#endif
 
 namespace reidfast {
 
@@ -23,5 +27,25 @@ inline cpu::PatchGrid patch_grid(const char* op, const Tensor& features, const T
               features.sizes());
   return {features.size(2), features.size(3), height, width, align_corners};
 }
+
+#if defined(REID_WITH_CUDA)
+// The kernels' view of a map, T the C++ type of torch, const or not.
+template <typename T>
+auto cuda_maps(const cpu::FeatureMap<T>& map) {
+  using Plain = std::remove_const_t<T>;
+  using Element = std::conditional_t<std::is_const_v<T>, const cuda_t<Plain>, cuda_t<Plain>>;
+  return cuda::Maps<Element>{reinterpret_cast<Element*>(map.data),
+                             map.batch_stride,
+                             map.channel_stride,
+                             map.cell_stride,
+                             map.channels,
+                             map.cells,
+                             map.channels_last};
+}
+
+inline cuda::Grid cuda_grid(const cpu::PatchGrid& grid) {
+  return {grid.map_height, grid.map_width, grid.height, grid.width, grid.align_corners};
+}
+#endif
 
 }  // namespace reidfast

@@ -5,6 +5,9 @@
 #include <memory>
 
 #include "csrc/torch/patches.h"
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/pool_patches.h"
+#endif
 
 namespace reidfast {
 namespace {
@@ -77,6 +80,61 @@ std::tuple<Tensor, Tensor> pool_patches_backward_cpu(const Tensor& grad, const T
   return {grad_x, grad_theta};
 }
 
+#if defined(REID_WITH_CUDA)
+Tensor pool_patches_cuda(const Tensor& features, const Tensor& theta, int64_t height, int64_t width,
+                         bool align_corners) {
+  const CudaScope scope(features);
+  const auto grid = patch_grid("pool_patches", features, theta, height, width, align_corners);
+  const Tensor x = walkable(features);
+  const Tensor t = theta.to(acc_dtype(features.scalar_type())).contiguous();
+  Tensor out = at::empty({x.size(0), t.size(1), x.size(1)}, x.options());
+  if (out.numel() == 0) return out;
+  const Tensor weights = at::empty({x.size(0), t.size(1), grid.cells()}, t.options());
+  REID_DISPATCH_FLOATS(x.scalar_type(), "pool_patches", [&] {
+    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    cuda::pool_patches(cuda_maps(feature_map<const scalar_t>(x, is_channels_last(x))), cuda_const<acc_t>(t),
+                       cuda_grid(grid), x.size(0), t.size(1), cuda_mutable<acc_t>(weights), cuda_mutable<scalar_t>(out),
+                       scope.stream);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> pool_patches_backward_cuda(const Tensor& grad, const Tensor& features, const Tensor& theta,
+                                                      int64_t height, int64_t width, bool align_corners,
+                                                      std::array<bool, 2> needs) {
+  const CudaScope scope(features);
+  const auto grid = patch_grid("pool_patches", features, theta, height, width, align_corners);
+  const Tensor x = walkable(features);
+  const Tensor t = theta.to(acc_dtype(features.scalar_type())).contiguous();
+  const int64_t batch = x.size(0), patches = t.size(1);
+  TORCH_CHECK(grad.sizes() == c10::IntArrayRef({batch, patches, x.size(1)}) && grad.scalar_type() == x.scalar_type(),
+              "pool_patches_backward: expected grad (B, M, C) in features' dtype, got ", grad.sizes());
+  const Tensor g = grad.contiguous();
+  const bool last = is_channels_last(x);
+  Tensor grad_x, grad_theta, grad_weights;
+  if (needs[0]) grad_x = empty_map(x.sizes(), last, x.options());
+  if (needs[1]) grad_theta = at::empty(t.sizes(), t.options());
+  if (g.numel() == 0) {
+    if (needs[0]) grad_x.zero_();
+    if (needs[1]) grad_theta.zero_();
+  } else {
+    const int64_t blocks = (x.size(1) + cuda::kPoolChannels - 1) / cuda::kPoolChannels;
+    const Tensor weights = at::empty({batch, patches, grid.cells()}, t.options());
+    if (needs[1]) grad_weights = at::empty({batch, blocks, patches, grid.cells()}, t.options());
+    REID_DISPATCH_FLOATS(x.scalar_type(), "pool_patches_backward", [&] {
+      using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+      const auto grad_map = needs[0] ? feature_map<scalar_t>(grad_x, last) : cpu::FeatureMap<scalar_t>{};
+      cuda::pool_patches_backward(cuda_maps(feature_map<const scalar_t>(x, last)), cuda_const<acc_t>(t),
+                                  cuda_grid(grid), batch, patches, cuda_const<scalar_t>(g), cuda_maps(grad_map),
+                                  cuda_mutable<acc_t>(weights), cuda_mutable<acc_t>(grad_weights),
+                                  cuda_mutable<acc_t>(grad_theta), scope.stream);
+    });
+  }
+  if (needs[1]) grad_theta = grad_theta.to(theta.scalar_type());
+  return {grad_x, grad_theta};
+}
+#endif
+
 // ---- autograd ----
 
 Tensor pool_patches_dispatch(const Tensor& features, const Tensor& theta, c10::SymInt height, c10::SymInt width,
@@ -129,6 +187,12 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("pool_patches", pool_patches_cpu);
   m.impl("pool_patches_backward", pool_patches_backward_cpu);
 }
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
+  m.impl("pool_patches", pool_patches_cuda);
+  m.impl("pool_patches_backward", pool_patches_backward_cuda);
+}
+#endif
 TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
   m.impl("pool_patches", pool_patches_autograd);
   m.impl("pool_patches_backward", torch::CppFunction::makeFromBoxedFunction<&no_double_backward>());

@@ -5,6 +5,9 @@
 #include <memory>
 
 #include "csrc/torch/patches.h"
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/sample_patches.h"
+#endif
 
 namespace reidfast {
 namespace {
@@ -130,6 +133,65 @@ std::tuple<Tensor, Tensor> sample_patches_backward_cpu(const Tensor& grad, const
   return {grad_x, grad_theta};
 }
 
+#if defined(REID_WITH_CUDA)
+Tensor sample_patches_cuda(const Tensor& features, const Tensor& theta, int64_t height, int64_t width,
+                           bool align_corners) {
+  const CudaScope scope(features);
+  const auto grid = patch_grid("sample_patches", features, theta, height, width, align_corners);
+  const Tensor x = walkable(features);
+  const Tensor t = theta.to(acc_dtype(features.scalar_type())).contiguous();
+  const bool last = is_channels_last(x);
+  const int64_t batch = x.size(0), patches = t.size(1);
+  Tensor out = last ? at::empty({batch, patches, height, width, x.size(1)}, x.options()).movedim(-1, 2)
+                    : at::empty({batch, patches, x.size(1), height, width}, x.options());
+  if (out.numel() == 0) return out;
+  REID_DISPATCH_FLOATS(x.scalar_type(), "sample_patches", [&] {
+    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    cuda::sample_patches(cuda_maps(feature_map<const scalar_t>(x, last)), cuda_const<acc_t>(t), cuda_grid(grid), batch,
+                         patches, cuda_maps(patch_map<scalar_t>(out, last)), scope.stream);
+  });
+  return out;
+}
+
+std::tuple<Tensor, Tensor> sample_patches_backward_cuda(const Tensor& grad, const Tensor& features, const Tensor& theta,
+                                                        int64_t height, int64_t width, bool align_corners,
+                                                        std::array<bool, 2> needs) {
+  const CudaScope scope(features);
+  const auto grid = patch_grid("sample_patches", features, theta, height, width, align_corners);
+  const Tensor x = walkable(features);
+  const Tensor t = theta.to(acc_dtype(features.scalar_type())).contiguous();
+  const bool last = is_channels_last(x);
+  const int64_t batch = x.size(0), patches = t.size(1), channels = x.size(1);
+  TORCH_CHECK(grad.sizes() == c10::IntArrayRef({batch, patches, channels, height, width}) &&
+                  grad.scalar_type() == x.scalar_type(),
+              "sample_patches_backward: expected grad (B, M, C, h, w) in features' dtype, got ", grad.sizes());
+  const Tensor g = last ? grad.movedim(2, -1).contiguous().movedim(-1, 2) : grad.contiguous();
+  Tensor grad_x, grad_theta;
+  if (needs[0]) grad_x = empty_map(x.sizes(), last, x.options());
+  if (needs[1]) grad_theta = at::empty(t.sizes(), t.options());
+  if (g.numel() == 0) {
+    if (needs[0]) grad_x.zero_();
+    if (needs[1]) grad_theta.zero_();
+  } else {
+    REID_DISPATCH_FLOATS(x.scalar_type(), "sample_patches_backward", [&] {
+      using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+      const int64_t blocks = (channels + cuda::kSampleChannels - 1) / cuda::kSampleChannels;
+      Tensor partial, sums;
+      if (needs[1]) partial = at::empty({batch * patches * blocks * 6}, t.options());
+      if (needs[0] && !cuda::sample_patches_fits<acc_t>(grid.cells()))
+        sums = at::zeros({batch, channels, grid.cells()}, t.options());
+      const auto grad_map = needs[0] ? feature_map<scalar_t>(grad_x, last) : cpu::FeatureMap<scalar_t>{};
+      cuda::sample_patches_backward(cuda_maps(feature_map<const scalar_t>(x, last)), cuda_const<acc_t>(t),
+                                    cuda_grid(grid), batch, patches, cuda_maps(patch_map<const scalar_t>(g, last)),
+                                    cuda_maps(grad_map), cuda_mutable<acc_t>(sums), cuda_mutable<acc_t>(partial),
+                                    cuda_mutable<acc_t>(grad_theta), scope.stream);
+    });
+  }
+  if (needs[1]) grad_theta = grad_theta.to(theta.scalar_type());
+  return {grad_x, grad_theta};
+}
+#endif
+
 // ---- autograd ----
 
 Tensor sample_patches_dispatch(const Tensor& features, const Tensor& theta, c10::SymInt height, c10::SymInt width,
@@ -182,6 +244,12 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("sample_patches", sample_patches_cpu);
   m.impl("sample_patches_backward", sample_patches_backward_cpu);
 }
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
+  m.impl("sample_patches", sample_patches_cuda);
+  m.impl("sample_patches_backward", sample_patches_backward_cuda);
+}
+#endif
 TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
   m.impl("sample_patches", sample_patches_autograd);
   m.impl("sample_patches_backward", torch::CppFunction::makeFromBoxedFunction<&no_double_backward>());

@@ -82,7 +82,12 @@ def diverse_attention(features: Tensor, logits: Tensor) -> DiverseAttention:
     return DiverseAttention(*_OP.on[features.device.type](features, logits))
 
 
-_OP = Dispatch("diverse_attention", reference=_reference)
+_OP = Dispatch(
+    "diverse_attention",
+    reference=_reference,
+    native_cuda=False,
+    triton_reason="its Triton kernel is not written yet",
+)
 
 if extension is not None:
 

@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patch_inputs import LAYOUTS, SHAPES, feature_map, run, stripes, transforms, ulps
@@ -28,10 +29,13 @@ OP = torch.ops.reidfast.pool_patches.default
 LARGE = (1, 18, 24, 16, 13, (5, 5))  # more cells than one tile, more patches than one block of them
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("pool_patches", d)], ids=shape_id)
+IMPLEMENTATIONS = [(d, n) for d in devices() for n in implementations("pool_patches", d)]
+
+
+@pytest.fixture(params=[*IMPLEMENTATIONS, ("cpu", "cuda_emu")], ids=shape_id)
 def impl(request):
     device, name = request.param
-    function = implementations("pool_patches", device)[name]
+    function = emulated("pool_patches") if name == "cuda_emu" else implementations("pool_patches", device)[name]
     return lambda x, t, h, w, a: function(x.to(device), t.to(device), h, w, a)
 
 

@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from patch_inputs import LAYOUTS, SHAPES, feature_map, run, stripes, transforms, ulps
@@ -28,10 +29,13 @@ from reidfast.testing import (
 OP = torch.ops.reidfast.sample_patches.default
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("sample_patches", d)], ids=shape_id)
+IMPLEMENTATIONS = [(d, n) for d in devices() for n in implementations("sample_patches", d)]
+
+
+@pytest.fixture(params=[*IMPLEMENTATIONS, ("cpu", "cuda_emu")], ids=shape_id)
 def impl(request):
     device, name = request.param
-    function = implementations("sample_patches", device)[name]
+    function = emulated("sample_patches") if name == "cuda_emu" else implementations("sample_patches", device)[name]
     return lambda x, t, h, w, a: function(x.to(device), t.to(device), h, w, a)
 
 
@@ -74,6 +78,14 @@ def test_integer_positions_take_the_cells_grid_sample_takes(impl, h, w, align_co
     grad = grads_for(x, theta, (h, w))
     got, want = (run(f, x, theta, (h, w), align_corners, grad) for f in (impl, reference))
     torch.testing.assert_close(got, want, rtol=2e-4 if dtype == torch.float32 else 1e-11, atol=1e-4)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_map_larger_than_shared_memory(impl, layout):
+    x, theta = feature_map(1, 5, 45, 40, layout=layout), transforms(1, 3)
+    grad = grads_for(x, theta, (4, 5))
+    got, want = (run(f, x, theta, (4, 5), True, grad) for f in (impl, reference))
+    torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-10)
 
 
 def test_half_features_beside_float32_theta(impl):
