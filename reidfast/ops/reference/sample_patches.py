@@ -12,7 +12,7 @@ from torch.nn.functional import affine_grid, grid_sample
 def sample_patches(features: Tensor, theta: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
     """All patches of every map, one ``grid_sample`` per patch; signature of ``reidfast::sample_patches``."""
     wide = torch.promote_types(features.dtype, torch.float32)
-    x, shape = features.to(wide), (*features.shape[:2], height, width)
+    x, shape = features.to(wide), [*features.shape[:2], height, width]
     if 0 in features.shape or 0 in theta.shape:
         return features.new_zeros((len(features), theta.shape[1], *shape[1:]))
     patches = [
