@@ -55,7 +55,8 @@ class PatchGenerator(nn.Module):
     def reset_parameters(self) -> None:
         """Kaiming (fan-out) convolution, batch norm (1, 0), default linear layer, stripes."""
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out")
-        nn.init.zeros_(self.conv.bias)
+        if self.conv.bias is not None:
+            nn.init.zeros_(self.conv.bias)
         self.bn.reset_parameters()
         self.fc1.reset_parameters()
         nn.init.zeros_(self.fc2.weight)
