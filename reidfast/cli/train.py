@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""`reidfast train METHOD`: settings by jsonargparse, the run by Lightning."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from typing import Any
+
+from ._common import add_command
+
+__all__: list[str] = []
+
+
+def add(subparsers: Any) -> None:
+    """The subcommand's arguments; what follows METHOD belongs to jsonargparse."""
+    parser = add_command(subparsers, "train", run, "train a model and evaluate it")
+    parser.add_argument("method", metavar="METHOD", help="ide, pcb or strong_baseline")
+    parser.add_argument("--json", action="store_true", help="print metrics.json")
+    parser.add_argument(
+        "settings",
+        nargs=argparse.REMAINDER,
+        metavar="...",
+        help="--config FILE, dotted settings such as --optim.epochs 60, --help for all",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train."""
+    from reidfast.engine.config import parse
+    from reidfast.engine.training import train
+
+    metrics = train(parse(args.method, args.settings))
+    if args.json:
+        print(json.dumps(metrics))
+        return 0
+    rows = ([{"epoch": 0, **metrics["before"]}] if metrics["before"] else []) + metrics["history"]
+    for row in rows:
+        print(f"epoch {int(row['epoch']):>4}   rank-1 {100 * row['rank1']:5.1f}   mAP {100 * row['mAP']:5.1f}")
+    print(f"weights, checkpoints and logs: {metrics['config']['out']}")
+    return 0

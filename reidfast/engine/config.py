@@ -1,0 +1,183 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Settings of a training run: dataclasses that jsonargparse fills from a method's YAML file, yours, and options."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@dataclass
+class DataConfig:
+    """What is trained and evaluated on.
+
+    Args:
+        name: Of the data set (`reidfast data list`), a .json or a .csv.
+        root: Where it is; None: REIDFAST_DATA.
+        options: Of the reader.
+        height: Of the input.
+        width: Of the input.
+        ids: Identities P in a step.
+        images: Images K of each.
+        camera_aware: Deal the images of an identity over its cameras.
+        flip: Probability of the mirror image.
+        pad: Pixels of padding before the crop.
+        erase: Probability of random erasing.
+        filter: Of resizing.
+        cache: Keep decoded images, resized, in one memory-mapped file.
+        workers: Loader processes; 0: in the training process.
+    """
+
+    name: str = "synthetic"
+    root: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    height: int = 256
+    width: int = 128
+    ids: int = 16
+    images: int = 4
+    camera_aware: bool = False
+    flip: float = 0.5
+    pad: int = 10
+    erase: float = 0.5
+    filter: str = "bilinear"
+    cache: bool = True
+    workers: int = 0
+
+
+@dataclass
+class ModelConfig:
+    """What is trained.
+
+    Args:
+        head: "strong_baseline" (BNNeck), "ide" or "pcb".
+        backbone: Name for `create_model`.
+        weights: Checkpoint of the backbone; None: random.
+        options: Of the backbone.
+        head_options: Of the head.
+        unfold: Undo folded batch norms of the weights before training (`unfold_batch_norms`), over this many training
+            images; 0: no.
+    """
+
+    head: Literal["strong_baseline", "ide", "pcb"] = "strong_baseline"
+    backbone: str = "resnet50"
+    weights: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    head_options: dict[str, Any] = field(default_factory=dict)
+    unfold: int = 0
+
+
+@dataclass
+class LossConfig:
+    """What is minimised: cross-entropy, plus `triplet` x batch-hard triplet, plus `centre` x centre loss.
+
+    Args:
+        label_smoothing: Of the cross-entropy.
+        triplet: Weight; 0: none.
+        margin: Of the triplet loss; None: the soft margin.
+        centre: Weight; 0: none (5e-4 in the strong baseline's last row).
+    """
+
+    label_smoothing: float = 0.1
+    triplet: float = 1.0
+    margin: float | None = 0.3
+    centre: float = 0.0
+
+
+@dataclass
+class OptimConfig:
+    """How it is minimised.
+
+    Args:
+        optimizer: "adam" or "sgd" (Nesterov).
+        lr: Of what is new.
+        backbone_factor: The backbone's rate over `lr`.
+        weight_decay: On everything.
+        momentum: Of SGD.
+        epochs: Length of the run.
+        warmup: Epoch from which the full rate holds; 0: none.
+        milestones: Epochs, from 1, at which the rate falls.
+        gamma: By which factor.
+        clip: Largest gradient norm; 0: none.
+    """
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 3.5e-4
+    backbone_factor: float = 1.0
+    weight_decay: float = 5e-4
+    momentum: float = 0.9
+    epochs: int = 120
+    warmup: int = 10
+    milestones: list[int] = field(default_factory=lambda: [40, 70])
+    gamma: float = 0.1
+    clip: float = 0.0
+
+
+@dataclass
+class TrainConfig:
+    """A whole run.
+
+    Args:
+        data: What is trained and evaluated on.
+        model: What is trained.
+        loss: What is minimised.
+        optim: How.
+        out: Folder of the run: checkpoints, logs, weights, metrics.json.
+        seed: Of everything drawn.
+        evaluate_every: Epochs between evaluations; the last epoch is always evaluated.
+        protocol: Of the evaluation.
+        accelerator: Of Lightning: "auto", "cpu", "gpu".
+        devices: How many, or "auto". Several processes on the CPU: start with torchrun.
+        precision: Of Lightning: "32-true", "bf16-mixed", "16-mixed".
+        deterministic: Only deterministic algorithms.
+        resume: Go on from `out`/last.ckpt where it is there.
+    """
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    out: str = "runs/train"
+    seed: int = 0
+    evaluate_every: int = 10
+    protocol: str = "market1501"
+    accelerator: str = "auto"
+    devices: int | str = 1
+    precision: str = "32-true"
+    deterministic: bool = True
+    resume: bool = False
+
+
+def methods() -> list[str]:
+    """Names of the methods that have a configuration file."""
+    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+
+
+def parse(method: str, arguments: list[str]) -> TrainConfig:
+    """The configuration of `method`, changed by `arguments` (`--config mine.yaml --optim.lr 1e-3 ...`)."""
+    try:
+        from jsonargparse import ArgumentParser
+    except ImportError as error:
+        raise ImportError('train: jsonargparse is missing; pip install "reidfast[train]"') from error
+    if method not in methods():
+        raise ValueError(f"train: expected a method among {', '.join(methods())}, got {method!r}")
+    parser = ArgumentParser(
+        prog=f"reidfast train {method}",
+        default_config_files=[str(CONFIGS / f"{method}.yaml")],
+        exit_on_error=False,
+        description="Settings come from the method's file, then --config files, then options, the later ones winning.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file of settings")
+    parser.add_class_arguments(TrainConfig, sub_configs=True)
+    try:
+        values = parser.parse_args(arguments)
+    except argparse.ArgumentError as error:
+        raise ValueError(f"train {method}: {error.message}") from error
+    values.pop("config", None)
+    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name changed in jsonargparse 4.49
+    built = build(values)
+    return TrainConfig(**{name: getattr(built, name) for name in TrainConfig.__dataclass_fields__})
