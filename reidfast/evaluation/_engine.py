@@ -420,7 +420,7 @@ def single_shot(
     return out
 
 
-_REASON = "evaluation runs as plain torch, in tiles, on CUDA devices"
+_REASON = "evaluation runs as torch products and a counting kernel, in tiles, on CUDA devices"
 
 
 def _dispatch(name: str, reference: object) -> Dispatch:
