@@ -4,6 +4,8 @@
 // One step of the convolutional LSTM after its activations, forward and backward. V is a scalar or a vector of lanes.
 #pragma once
 
+#include <cstdint>
+
 #include "csrc/common/macros.h"
 
 namespace reidfast {
@@ -29,5 +31,11 @@ REID_HD LstmGates<V> lstm_cell_backward(const LstmGates<V>& a, const V& c, const
   return {through * a.g * a.i * (one - a.i), through * c * a.f * (one - a.f), through * a.i * (one - a.g * a.g),
           grad_h * tanh_c * a.o * (one - a.o)};
 }
+
+// gates [rows, 4, run], query [query_rows, 4, run], c [rows, run]: NCHW has rows = B and run = Dh*H*W, channels_last
+// has rows = B*H*W and run = Dh. Row o of the gates meets row o % query_rows of the query.
+struct CellShape {
+  int64_t rows, query_rows, run;
+};
 
 }  // namespace reidfast

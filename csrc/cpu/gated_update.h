@@ -7,17 +7,6 @@
 #include "csrc/common/gated_update.h"
 #include "csrc/cpu/isa.h"
 
-namespace reidfast::cpu {
-
-// state, x [B, rows, cols] with gates from an outer product, down [B, rows] x along [B, cols]: NCHW has rows = C (down
-// = channel, along = spatial), channels_last has rows = H*W (down = spatial, along = channel).
-struct GateShape {
-  int64_t batch, rows, cols, chunk;  // chunk: rows that one task of the backward pass takes
-  int64_t chunks() const { return (rows + chunk - 1) / chunk; }
-};
-
-}  // namespace reidfast::cpu
-
 REID_CPU_DECLARE(
     // out [B, rows, cols]; rows [begin, end) of the B * rows
     template <typename T> void gated_update_forward(const T* down, const T* along, const T* state, const T* x,

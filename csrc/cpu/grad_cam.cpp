@@ -13,7 +13,7 @@ namespace {
 // The upstream gradient where the map is above zero, 0 where relu cut it off, for cells [l0, l0 + n); a NaN passes.
 template <typename T, typename A>
 REID_HD void masked_grad(const T* grad, const T* out, int64_t n, A* g) {
-  for (int64_t l = 0; l < n; ++l) g[l] = static_cast<A>(out[l]) <= A(0) ? A(0) : static_cast<A>(grad[l]);
+  for (int64_t l = 0; l < n; ++l) g[l] = grad_through_relu(static_cast<A>(grad[l]), static_cast<A>(out[l]));
 }
 
 }  // namespace

@@ -4,17 +4,8 @@
 
 #include <cstdint>
 
+#include "csrc/common/grad_cam.h"
 #include "csrc/cpu/isa.h"
-
-namespace reidfast::cpu {
-
-// features [B, C, L]: NCHW (channel stride L, cells adjacent) or channels_last (cell stride C, channels adjacent).
-struct CamShape {
-  int64_t channels, cells;
-  bool channels_last;
-};
-
-}  // namespace reidfast::cpu
 
 REID_CPU_DECLARE(
     // out [B, L] = relu(sum_c weights [B, C] x features); blocks [begin, end) of the B * cam_cell_blocks(shape)

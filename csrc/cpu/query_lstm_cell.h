@@ -7,16 +7,6 @@
 #include "csrc/common/query_lstm_cell.h"
 #include "csrc/cpu/isa.h"
 
-namespace reidfast::cpu {
-
-// gates [rows, 4, run], query [query_rows, 4, run], c [rows, run]: NCHW has rows = B and run = Dh*H*W, channels_last
-// has rows = B*H*W and run = Dh. Row o of the gates meets row o % query_rows of the query.
-struct CellShape {
-  int64_t rows, query_rows, run;
-};
-
-}  // namespace reidfast::cpu
-
 REID_CPU_DECLARE(
     // h, c_new [rows, run]; columns [begin, end) of the rows * run elements
     template <typename T> void query_lstm_cell_forward(const T* gates, const T* query, const T* c, CellShape shape,

@@ -7,6 +7,10 @@
 #include <ATen/ops/mm.h>
 
 #include "csrc/torch/op.h"
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/batch_hard.h"
+#include "csrc/torch/cuda.h"
+#endif
 
 namespace reidfast {
 namespace {
@@ -117,6 +121,45 @@ Tensor batch_hard_backward_cpu(const std::optional<Tensor>& grad_ap, const std::
   return grad_x.to(x.scalar_type());
 }
 
+#if defined(REID_WITH_CUDA)
+Pairs batch_hard_cuda(const Tensor& x, const Tensor& labels) {
+  check_inputs(x, labels);
+  const CudaScope scope(x);
+  const Tensor rows = x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous(), ids = labels.contiguous();
+  const int64_t count = x.size(0);
+  const auto distances = x.options().dtype(acc_dtype(x.scalar_type()));
+  const Tensor d_ap = at::empty({count}, distances), d_an = at::empty({count}, distances);
+  const Tensor i_ap = at::empty({count}, ids.options()), i_an = at::empty({count}, ids.options());
+  const int splits = cuda::batch_hard_splits(count);
+  const Tensor partial_sq = at::empty({splits, 2, count}, distances);
+  const Tensor partial_index = at::empty({splits, 2, count}, ids.options());
+  REID_DISPATCH_FLOATS(x.scalar_type(), "batch_hard", [&] {
+    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    cuda::batch_hard(cuda_const<scalar_t>(rows), rows.stride(0), count, x.size(1), cuda_const<int64_t>(ids), splits,
+                     cuda_mutable<acc_t>(partial_sq), cuda_mutable<int64_t>(partial_index), cuda_mutable<acc_t>(d_ap),
+                     cuda_mutable<acc_t>(d_an), cuda_mutable<int64_t>(i_ap), cuda_mutable<int64_t>(i_an), scope.stream);
+  });
+  return {d_ap, d_an, i_ap, i_an};
+}
+
+Tensor batch_hard_backward_cuda(const std::optional<Tensor>& grad_ap, const std::optional<Tensor>& grad_an,
+                                const Tensor& x, const Tensor& d_ap, const Tensor& d_an, const Tensor& i_ap,
+                                const Tensor& i_an) {
+  const CudaScope scope(x);
+  const Tensor rows = x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous();
+  const Tensor g_ap = grad_ap ? grad_ap->contiguous() : Tensor(), g_an = grad_an ? grad_an->contiguous() : Tensor();
+  const Tensor grad_x = at::empty(x.sizes(), x.options());
+  REID_DISPATCH_FLOATS(x.scalar_type(), "batch_hard_backward", [&] {
+    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    cuda::batch_hard_backward(cuda_const<scalar_t>(rows), rows.stride(0), x.size(0), x.size(1), cuda_const<acc_t>(g_ap),
+                              cuda_const<acc_t>(g_an), cuda_const<acc_t>(d_ap), cuda_const<acc_t>(d_an),
+                              cuda_const<int64_t>(i_ap), cuda_const<int64_t>(i_an), cuda_mutable<scalar_t>(grad_x),
+                              scope.stream);
+  });
+  return grad_x;
+}
+#endif
+
 // ---- autograd
 // --------------------------------------------------------------------------------------------------------
 
@@ -169,6 +212,12 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("batch_hard", batch_hard_cpu);
   m.impl("batch_hard_backward", batch_hard_backward_cpu);
 }
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
+  m.impl("batch_hard", batch_hard_cuda);
+  m.impl("batch_hard_backward", batch_hard_backward_cuda);
+}
+#endif
 TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
   m.impl("batch_hard", batch_hard_autograd);
   m.impl("batch_hard_backward", torch::CppFunction::makeFromBoxedFunction<&no_double_backward>());

@@ -5,6 +5,10 @@
 #include <ATen/ops/full.h>
 
 #include "csrc/torch/op.h"
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/cyclic_negatives.h"
+#include "csrc/torch/cuda.h"
+#endif
 
 namespace reidfast {
 namespace {
@@ -65,6 +69,27 @@ Tensor cyclic_negatives_cpu(const Tensor& anchors, const Tensor& centres, const 
   return out;
 }
 
+#if defined(REID_WITH_CUDA)
+Tensor cyclic_negatives_cuda(const Tensor& anchors, const Tensor& centres, const Tensor& own, int64_t r,
+                             int64_t candidates) {
+  check_inputs(anchors, centres, own, r, candidates);
+  const CudaScope scope(anchors);
+  const auto rows_of = [](const Tensor& x) { return x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous(); };
+  const Tensor f = rows_of(anchors), c = rows_of(centres), ids = own.contiguous();
+  const int64_t num_anchors = f.size(0), num_centres = c.size(0);
+  const Tensor out = at::empty({num_anchors}, ids.options());
+  const Tensor rows = at::empty({cuda::cyclic_negatives_blocks(num_anchors), num_centres},
+                                f.options().dtype(acc_dtype(f.scalar_type())));
+  REID_DISPATCH_FLOATS(f.scalar_type(), "cyclic_negatives", [&] {
+    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    cuda::cyclic_negatives(cuda_const<scalar_t>(f), f.stride(0), cuda_const<scalar_t>(c), c.stride(0), f.size(1),
+                           num_anchors, num_centres, cuda_const<int64_t>(ids), r, candidates, cuda_mutable<acc_t>(rows),
+                           cuda_mutable<int64_t>(out), scope.stream);
+  });
+  return out;
+}
+#endif
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(reidfast, m) {
@@ -72,4 +97,7 @@ TORCH_LIBRARY_FRAGMENT(reidfast, m) {
 }
 TORCH_LIBRARY_IMPL(reidfast, CPU, m) { m.impl("cyclic_negatives", cyclic_negatives_cpu); }
 
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) { m.impl("cyclic_negatives", cyclic_negatives_cuda); }
+#endif
 }  // namespace reidfast

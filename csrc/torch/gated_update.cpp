@@ -5,6 +5,10 @@
 #include <ATen/ops/sum.h>
 
 #include "csrc/torch/op.h"
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/gated_update.h"
+#include "csrc/torch/cuda.h"
+#endif
 
 namespace reidfast {
 namespace {
@@ -16,7 +20,7 @@ struct Problem {
   at::MemoryFormat format;
   Tensor down, along, state, x;
   bool channels_last;
-  cpu::GateShape shape;
+  GateShape shape;
 
   Problem(const Tensor& channel, const Tensor& spatial, const Tensor& s, const Tensor& input) {
     TORCH_CHECK(input.dim() == 4 && s.sizes() == input.sizes() && channel.dim() == 2 && spatial.dim() == 3 &&
@@ -78,6 +82,43 @@ Four gated_update_backward_cpu(const Tensor& grad, const Tensor& channel, const 
   return {grad_down, grad_along, grad_state, grad_x};
 }
 
+#if defined(REID_WITH_CUDA)
+constexpr int64_t kCudaChunk = 32;  // rows of a block in the backward pass
+
+Tensor gated_update_cuda(const Tensor& channel, const Tensor& spatial, const Tensor& state, const Tensor& x) {
+  const CudaScope scope(x);
+  const Problem p(channel, spatial, state, x);
+  const Tensor out = at::empty_like(p.x);
+  REID_DISPATCH_FLOATS(x.scalar_type(), "gated_update", [&] {
+    cuda::gated_update(cuda_const<scalar_t>(p.down), cuda_const<scalar_t>(p.along), cuda_const<scalar_t>(p.state),
+                       cuda_const<scalar_t>(p.x), p.shape, cuda_mutable<scalar_t>(out), scope.stream);
+  });
+  return out;
+}
+
+Four gated_update_backward_cuda(const Tensor& grad, const Tensor& channel, const Tensor& spatial, const Tensor& state,
+                                const Tensor& x) {
+  const CudaScope scope(x);
+  Problem p(channel, spatial, state, x);
+  p.shape.chunk = kCudaChunk;
+  const Tensor g = grad.contiguous(p.format);
+  const Tensor grad_state = at::empty_like(p.x), grad_x = at::empty_like(p.x);
+  const Tensor grad_down = at::empty_like(p.down), grad_along = at::empty_like(p.along);
+  const Tensor partial =
+      at::empty({p.shape.batch, p.shape.chunks(), p.shape.cols}, x.options().dtype(acc_dtype(x.scalar_type())));
+  REID_DISPATCH_FLOATS(x.scalar_type(), "gated_update_backward", [&] {
+    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    cuda::gated_update_backward(cuda_const<scalar_t>(g), cuda_const<scalar_t>(p.down), cuda_const<scalar_t>(p.along),
+                                cuda_const<scalar_t>(p.state), cuda_const<scalar_t>(p.x), p.shape,
+                                cuda_mutable<acc_t>(partial), cuda_mutable<scalar_t>(grad_state),
+                                cuda_mutable<scalar_t>(grad_x), cuda_mutable<scalar_t>(grad_down),
+                                cuda_mutable<scalar_t>(grad_along), scope.stream);
+  });
+  if (p.channels_last) return {grad_along, grad_down, grad_state, grad_x};
+  return {grad_down, grad_along, grad_state, grad_x};
+}
+#endif
+
 // ---- autograd
 // --------------------------------------------------------------------------------------------------------
 
@@ -124,6 +165,12 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("gated_update", gated_update_cpu);
   m.impl("gated_update_backward", gated_update_backward_cpu);
 }
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
+  m.impl("gated_update", gated_update_cuda);
+  m.impl("gated_update_backward", gated_update_backward_cuda);
+}
+#endif
 TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
   m.impl("gated_update", gated_update_autograd);
   m.impl("gated_update_backward", torch::CppFunction::makeFromBoxedFunction<&no_double_backward>());

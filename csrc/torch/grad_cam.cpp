@@ -6,6 +6,10 @@
 #include <ATen/ops/bmm.h>
 
 #include "csrc/torch/op.h"
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/grad_cam.h"
+#include "csrc/torch/cuda.h"
+#endif
 
 namespace reidfast {
 namespace {
@@ -17,7 +21,7 @@ bool is_channels_last(const Tensor& x) { return !x.is_contiguous() && x.is_conti
 struct Problem {
   Tensor features, weights;
   int64_t batch;
-  cpu::CamShape shape;
+  CamShape shape;
 
   Problem(const Tensor& f, const Tensor& w) {
     TORCH_CHECK(f.dim() == 4 && w.dim() == 2 && w.size(0) == f.size(0) && w.size(1) == f.size(1),
@@ -69,7 +73,38 @@ Two grad_cam_backward_cpu(const Tensor& grad, const Tensor& out, const Tensor& f
   return {grad_features, grad_weights};
 }
 
-// ---- autograd, any number of times
+#if defined(REID_WITH_CUDA)
+Tensor grad_cam_cuda(const Tensor& features, const Tensor& weights) {
+  const CudaScope scope(features);
+  const Problem p(features, weights);
+  const Tensor out = at::empty({p.batch, features.size(2), features.size(3)}, features.options());
+  REID_DISPATCH_FLOATS(features.scalar_type(), "grad_cam", [&] {
+    cuda::grad_cam(cuda_const<scalar_t>(p.features), cuda_const<scalar_t>(p.weights), p.batch, p.shape,
+                   cuda_mutable<scalar_t>(out), scope.stream);
+  });
+  return out;
+}
+
+Two grad_cam_backward_cuda(const Tensor& grad, const Tensor& out, const Tensor& features, const Tensor& weights,
+                           std::array<bool, 2> needs) {
+  const CudaScope scope(features);
+  const Problem p(features, weights);
+  const Tensor g = grad.contiguous(), map = out.contiguous();
+  TORCH_CHECK(g.numel() == p.batch * p.shape.cells && map.numel() == g.numel(),
+              "grad_cam: expected a gradient (B, H, W) beside features ", features.sizes(), ", got ", grad.sizes());
+  Tensor grad_features, grad_weights;
+  if (needs[0]) grad_features = at::empty_like(p.features);
+  if (needs[1]) grad_weights = at::empty_like(p.weights);
+  REID_DISPATCH_FLOATS(features.scalar_type(), "grad_cam_backward", [&] {
+    cuda::grad_cam_backward(cuda_const<scalar_t>(g), cuda_const<scalar_t>(map), cuda_const<scalar_t>(p.features),
+                            cuda_const<scalar_t>(p.weights), p.batch, p.shape, cuda_mutable<scalar_t>(grad_features),
+                            cuda_mutable<scalar_t>(grad_weights), scope.stream);
+  });
+  return {grad_features, grad_weights};
+}
+#endif
+
+// ---- autograd: any number of times
 // -----------------------------------------------------------------------------------
 
 Tensor grad_cam_dispatch(const Tensor& features, const Tensor& weights) {
@@ -156,6 +191,12 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("grad_cam", grad_cam_cpu);
   m.impl("grad_cam_backward", grad_cam_backward_cpu);
 }
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
+  m.impl("grad_cam", grad_cam_cuda);
+  m.impl("grad_cam_backward", grad_cam_backward_cuda);
+}
+#endif
 TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
   m.impl("grad_cam", grad_cam_autograd);
   m.impl("grad_cam_backward", grad_cam_backward_autograd);

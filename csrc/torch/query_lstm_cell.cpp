@@ -3,6 +3,10 @@
 #include "csrc/cpu/query_lstm_cell.h"
 
 #include "csrc/torch/op.h"
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/query_lstm_cell.h"
+#include "csrc/torch/cuda.h"
+#endif
 
 namespace reidfast {
 namespace {
@@ -14,7 +18,7 @@ using Three = std::tuple<Tensor, Tensor, Tensor>;
 struct Problem {
   at::MemoryFormat format;
   Tensor gates, query, c;
-  cpu::CellShape shape;
+  CellShape shape;
 
   Problem(const Tensor& g, const Tensor& q, const Tensor& state) {
     TORCH_CHECK(g.dim() == 4 && state.dim() == 4 && q.dim() == 4 && g.size(1) == 4 * state.size(1) &&
@@ -82,6 +86,37 @@ Three query_lstm_cell_backward_cpu(const std::optional<Tensor>& grad_h, const st
   return {grad_gates, grad_query, grad_c};
 }
 
+#if defined(REID_WITH_CUDA)
+Two query_lstm_cell_cuda(const Tensor& gates, const Tensor& query_gates, const Tensor& c) {
+  const CudaScope scope(gates);
+  const Problem p(gates, query_gates, c);
+  const Tensor h = at::empty_like(p.c), c_new = at::empty_like(p.c);
+  REID_DISPATCH_FLOATS(gates.scalar_type(), "query_lstm_cell", [&] {
+    cuda::query_lstm_cell(cuda_const<scalar_t>(p.gates), cuda_const<scalar_t>(p.query), cuda_const<scalar_t>(p.c),
+                          p.shape, cuda_mutable<scalar_t>(h), cuda_mutable<scalar_t>(c_new), scope.stream);
+  });
+  return {h, c_new};
+}
+
+Three query_lstm_cell_backward_cuda(const std::optional<Tensor>& grad_h, const std::optional<Tensor>& grad_c_new,
+                                    const Tensor& gates, const Tensor& query_gates, const Tensor& c) {
+  const CudaScope scope(gates);
+  const Problem p(gates, query_gates, c);
+  const Tensor gh = grad_h ? grad_h->contiguous(p.format) : Tensor();
+  const Tensor gc = grad_c_new ? grad_c_new->contiguous(p.format) : Tensor();
+  const Tensor grad_gates = at::empty_like(p.gates), grad_c = at::empty_like(p.c);
+  Tensor grad_query;
+  if (query_gates.size(0) != gates.size(0)) grad_query = at::empty_like(p.query);
+  REID_DISPATCH_FLOATS(gates.scalar_type(), "query_lstm_cell_backward", [&] {
+    cuda::query_lstm_cell_backward(cuda_const<scalar_t>(gh), cuda_const<scalar_t>(gc), cuda_const<scalar_t>(p.gates),
+                                   cuda_const<scalar_t>(p.query), cuda_const<scalar_t>(p.c), p.shape,
+                                   cuda_mutable<scalar_t>(grad_gates), cuda_mutable<scalar_t>(grad_query),
+                                   cuda_mutable<scalar_t>(grad_c), scope.stream);
+  });
+  return {grad_gates, grad_query, grad_c};
+}
+#endif
+
 // ---- autograd
 // --------------------------------------------------------------------------------------------------------
 
@@ -132,6 +167,12 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("query_lstm_cell", query_lstm_cell_cpu);
   m.impl("query_lstm_cell_backward", query_lstm_cell_backward_cpu);
 }
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
+  m.impl("query_lstm_cell", query_lstm_cell_cuda);
+  m.impl("query_lstm_cell_backward", query_lstm_cell_backward_cuda);
+}
+#endif
 TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
   m.impl("query_lstm_cell", query_lstm_cell_autograd);
   m.impl("query_lstm_cell_backward", torch::CppFunction::makeFromBoxedFunction<&no_double_backward>());

@@ -3,6 +3,10 @@
 #include "csrc/cpu/region_scores.h"
 
 #include "csrc/torch/op.h"
+#if defined(REID_WITH_CUDA)
+#include "csrc/cuda/region_scores.h"
+#include "csrc/torch/cuda.h"
+#endif
 
 namespace reidfast {
 namespace {
@@ -80,6 +84,46 @@ Tensor region_scores_backward_cpu(const Tensor& grad, const Tensor& boxes, const
   return out;
 }
 
+#if defined(REID_WITH_CUDA)
+Tensor region_scores_cuda(const Tensor& attention, const Tensor& boxes, const Tensor& image_index) {
+  TORCH_CHECK(attention.dim() == 3, "region_scores: expected attention (B, H, W), got ", attention.sizes());
+  const CudaScope scope(attention);
+  const int64_t batch = attention.size(0), height = attention.size(1), width = attention.size(2);
+  check_inputs(boxes, image_index, height, width);
+  const Tensor maps = attention.contiguous(), box = boxes.contiguous(), index = image_index.contiguous();
+  const int64_t num_boxes = boxes.size(0);
+  const Tensor scores = at::empty({num_boxes}, attention.options());
+  if (num_boxes == 0) return scores;
+  const Tensor tables = at::empty({batch, height + 1, width + 1}, attention.options().dtype(at::kDouble));
+  const Tensor whole = at::empty({batch}, attention.options().dtype(at::kBool));
+  REID_DISPATCH_FLOATS(attention.scalar_type(), "region_scores", [&] {
+    cuda::region_scores(cuda_const<scalar_t>(maps), batch, height, width, view(box), cuda_const<int64_t>(index),
+                        num_boxes, cuda_mutable<double>(tables), cuda_mutable<bool>(whole),
+                        cuda_mutable<scalar_t>(scores), scope.stream);
+  });
+  return scores;
+}
+
+Tensor region_scores_backward_cuda(const Tensor& grad, const Tensor& boxes, const Tensor& image_index, int64_t batch,
+                                   int64_t height, int64_t width) {
+  const CudaScope scope(grad);
+  check_inputs(boxes, image_index, height, width);
+  const Tensor g = grad.contiguous(), box = boxes.contiguous(), index = image_index.contiguous();
+  const int64_t num_boxes = boxes.size(0);
+  TORCH_CHECK(g.dim() == 1 && g.size(0) == num_boxes, "region_scores: expected a gradient (P,) with P=", num_boxes,
+              ", got ", g.sizes());
+  const Tensor out = at::empty({batch, height, width}, grad.options());
+  const Tensor shares = at::empty({num_boxes}, grad.options().dtype(at::kDouble));
+  const Tensor cells = at::empty({num_boxes, 4}, index.options());
+  REID_DISPATCH_FLOATS(grad.scalar_type(), "region_scores_backward", [&] {
+    cuda::region_scores_backward(cuda_const<scalar_t>(g), batch, height, width, view(box), cuda_const<int64_t>(index),
+                                 num_boxes, reinterpret_cast<CellRange*>(cells.mutable_data_ptr<int64_t>()),
+                                 cuda_mutable<double>(shares), cuda_mutable<scalar_t>(out), scope.stream);
+  });
+  return out;
+}
+#endif
+
 // ---- autograd
 // --------------------------------------------------------------------------------------------------------
 
@@ -127,6 +171,12 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("region_scores", region_scores_cpu);
   m.impl("region_scores_backward", region_scores_backward_cpu);
 }
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
+  m.impl("region_scores", region_scores_cuda);
+  m.impl("region_scores_backward", region_scores_backward_cuda);
+}
+#endif
 TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
   m.impl("region_scores", region_scores_autograd);
   m.impl("region_scores_backward", torch::CppFunction::makeFromBoxedFunction<&no_double_backward>());

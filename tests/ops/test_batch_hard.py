@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,10 +29,12 @@ SHAPES = [(4, 1), (8, 3), (63, 130), (64, 512), (96, 2048), (300, 40)]  # one, o
 OP = torch.ops.reidfast.batch_hard.default
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("batch_hard", d)], ids=shape_id)
+@pytest.fixture(
+    params=[*((d, n) for d in devices() for n in implementations("batch_hard", d)), ("cpu", "cuda_emu")], ids=shape_id
+)
 def impl(request):
     device, name = request.param
-    function = implementations("batch_hard", device)[name]
+    function = emulated("batch_hard") if name == "cuda_emu" else implementations("batch_hard", device)[name]
     return lambda x, y: function(x.to(device), y.to(device))
 
 

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +17,13 @@ from reidfast.testing import FLOATS, devices, isa, nan_poison, peak_memory, shap
 OP = torch.ops.reidfast.cyclic_negatives.default
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("cyclic_negatives", d)], ids=shape_id)
+@pytest.fixture(
+    params=[*((d, n) for d in devices() for n in implementations("cyclic_negatives", d)), ("cpu", "cuda_emu")],
+    ids=shape_id,
+)
 def impl(request):
     device, name = request.param
-    function = implementations("cyclic_negatives", device)[name]
+    function = emulated("cyclic_negatives") if name == "cuda_emu" else implementations("cyclic_negatives", device)[name]
     return lambda f, c, u, r, k: function(f.to(device), c.to(device), u.to(device), r, k).cpu()
 
 

@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +17,12 @@ SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 130, 3, 3), (2, 300, 8, 8)]  # B, C, H
 OP = torch.ops.reidfast.gated_update.default
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("gated_update", d)], ids=shape_id)
+@pytest.fixture(
+    params=[*((d, n) for d in devices() for n in implementations("gated_update", d)), ("cpu", "cuda_emu")], ids=shape_id
+)
 def impl(request):
     device, name = request.param
-    function = implementations("gated_update", device)[name]
+    function = emulated("gated_update") if name == "cuda_emu" else implementations("gated_update", device)[name]
     return lambda *inputs: function(*(t.to(device) for t in inputs))
 
 

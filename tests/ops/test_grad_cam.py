@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +17,12 @@ SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 130, 3, 3), (2, 300, 16, 12), (2, 2048
 OP = torch.ops.reidfast.grad_cam.default
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("grad_cam", d)], ids=shape_id)
+@pytest.fixture(
+    params=[*((d, n) for d in devices() for n in implementations("grad_cam", d)), ("cpu", "cuda_emu")], ids=shape_id
+)
 def impl(request):
     device, name = request.param
-    function = implementations("grad_cam", device)[name]
+    function = emulated("grad_cam") if name == "cuda_emu" else implementations("grad_cam", device)[name]
     return lambda *inputs: function(*(t.to(device) for t in inputs))
 
 

@@ -4,6 +4,7 @@
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,10 +17,13 @@ SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 17, 4, 4), (2, 64, 14, 14)]  # B, Dh, 
 OP = torch.ops.reidfast.query_lstm_cell.default
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("query_lstm_cell", d)], ids=shape_id)
+@pytest.fixture(
+    params=[*((d, n) for d in devices() for n in implementations("query_lstm_cell", d)), ("cpu", "cuda_emu")],
+    ids=shape_id,
+)
 def impl(request):
     device, name = request.param
-    function = implementations("query_lstm_cell", device)[name]
+    function = emulated("query_lstm_cell") if name == "cuda_emu" else implementations("query_lstm_cell", device)[name]
     return lambda *inputs: function(*(t.to(device) for t in inputs))
 
 

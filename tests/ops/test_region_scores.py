@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,10 +20,13 @@ OP = torch.ops.reidfast.region_scores.default
 INF, NAN = math.inf, math.nan
 
 
-@pytest.fixture(params=[(d, n) for d in devices() for n in implementations("region_scores", d)], ids=shape_id)
+@pytest.fixture(
+    params=[*((d, n) for d in devices() for n in implementations("region_scores", d)), ("cpu", "cuda_emu")],
+    ids=shape_id,
+)
 def impl(request):
     device, name = request.param
-    function = implementations("region_scores", device)[name]
+    function = emulated("region_scores") if name == "cuda_emu" else implementations("region_scores", device)[name]
     return lambda *inputs: function(*(t.to(device) for t in inputs))
 
 
