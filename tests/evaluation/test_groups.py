@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 import pytest
-from cases import labels, same
+from ranking_cases import labels, same
 
 from reidfast.evaluation import rank, rank_distances, roc, search
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from cases import labels
+from ranking_cases import labels
 
 from benchmarks import peers
 from reidfast.evaluation import rank_distances, sampled_cmc

@@ -9,9 +9,9 @@ import json
 import numpy as np
 import pytest
 import torch
-from cases import close, labels, matrix_of, same
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranking_cases import close, labels, matrix_of, same
 
 import reidfast
 from reidfast.evaluation import _engine, rank, rank_distances, reference, search

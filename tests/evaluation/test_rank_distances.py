@@ -7,9 +7,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import Labelled, close, labels, same, tied_distances
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranking_cases import Labelled, close, labels, same, tied_distances
 
 import reidfast
 from reidfast.evaluation import rank_distances, reference, sampled_cmc

@@ -7,7 +7,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from cases import labels, matrix_of
+from ranking_cases import labels, matrix_of
 
 import reidfast
 from reidfast.evaluation import roc, search

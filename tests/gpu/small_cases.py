@@ -8,7 +8,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
 
 import torch  # noqa: E402
-from cases import CASES, Case, forward_backward  # noqa: E402
+from op_cases import CASES, Case, forward_backward  # noqa: E402
 
 
 def main() -> None:

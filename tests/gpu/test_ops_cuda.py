@@ -14,7 +14,7 @@ import torch
 
 sys.path.insert(0, os.path.dirname(__file__))
 
-from cases import CASES, Case, forward_backward, leaves  # noqa: E402
+from op_cases import CASES, Case, forward_backward, leaves  # noqa: E402
 
 import reidfast  # noqa: E402
 from reidfast import ops  # noqa: E402
