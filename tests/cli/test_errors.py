@@ -57,7 +57,8 @@ STRIPES = "--model color_stripes --size 16x8"
 CAMERA = "all of them seen by the query's own camera"
 ERRORS = [
     ("", "the following arguments are required: COMMAND"),
-    ("train", "invalid choice: 'train'"),
+    ("teach", "invalid choice: 'teach'"),
+    ("train", "the following arguments are required: METHOD"),
     ("evaluate --nonsense", "reidfast: error: unrecognized arguments: --nonsense"),
     ("evaluate", "expected a feature file, or --data with --model, got neither"),
     ("evaluate good.npz --data folder", "got both"),

@@ -15,7 +15,7 @@ from ranking_cases import labels, same
 from reidfast.evaluation import rank, rank_distances, roc, search
 
 WORKER = """
-import pickle, sys
+import os, pickle, sys
 import torch.distributed as dist
 from reidfast.evaluation import rank, rank_distances, roc, search
 folder, me, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
@@ -41,7 +41,9 @@ for bad in (lambda: rank(x, y[mine] * (float("nan") if me == size - 1 else 1), *
     except ValueError as error:
         errors.append(str(error))
 pickle.dump((out, errors), open(f"{folder}/out{me}.pickle", "wb"))
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads may abort an interpreter that is shutting down
 """
 
 

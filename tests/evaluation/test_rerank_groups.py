@@ -15,7 +15,7 @@ from reidfast.evaluation import jaccard_graph, rank_reranked, rerank
 from reidfast.testing import make_embeddings
 
 WORKER = """
-import pickle, sys
+import os, pickle, sys
 import torch, torch.distributed as dist
 torch.set_num_threads(1)
 from reidfast.evaluation import jaccard_graph, rank_reranked, rerank
@@ -36,7 +36,9 @@ try:
 except ValueError as e:
     error = str(e)
 pickle.dump((out, error), open(f"{folder}/out{me}.pickle", "wb"))
+dist.barrier()
 dist.destroy_process_group()
+os._exit(0)  # gloo's threads may abort an interpreter that is shutting down
 """
 
 

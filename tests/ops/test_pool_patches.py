@@ -16,7 +16,6 @@ from reidfast.ops.reference.pool_patches import pool_patches as reference
 from reidfast.testing import (
     FLOATS,
     assert_no_worse,
-    call_overhead,
     devices,
     isa,
     nan_poison,
@@ -263,11 +262,6 @@ def test_no_sampled_patches_in_memory():
     peak = peak_memory(setup, "reidfast.ops.pool_patches(x, t).sum().backward()")
     size = 8 * 512 * 192 * 4  # of the map, and so of its gradient; the patches would be six of it
     assert peak < 1.3 * size + 6 * 2**20, f"{peak / 2**20:.1f} MiB, the map is {size / 2**20:.1f} MiB"
-
-
-def test_call_overhead():
-    x, theta = torch.randn(1, 1, 2, 2, requires_grad=True), torch.randn(1, 1, 2, 3, requires_grad=True)
-    assert call_overhead(lambda: pool_patches(x, theta)) < 20  # the figure itself is the benchmark's business
 
 
 def test_vector_pgn():  # METHODS TV-PGN: features sin(0.05 n), the initial stripes
