@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from reidfast.ops._backends import Dispatch
 from reidfast.ops._checks import check_float, check_same_device
-from reidfast.ops._extension import extension
+from reidfast.ops._extension import extension, native_reason
 from reidfast.ops._layout import empty_map, is_channels_last
 from reidfast.ops.reference.diverse_attention import diverse_attention as _reference
 
@@ -82,12 +83,51 @@ def diverse_attention(features: Tensor, logits: Tensor) -> DiverseAttention:
     return DiverseAttention(*_OP.on[features.device.type](features, logits))
 
 
+_TRITON_REASON = (
+    "Triton is not installed"
+    if find_spec("triton") is None
+    else f"its gradients are an op of reidfast._C: {native_reason}"
+    if extension is None
+    else ""
+)
+
+
+def _triton(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The dispatcher op, whose CUDA kernels are Triton's (below), with the autograd of csrc/torch."""
+    pooled, attention, overlap = torch.ops.reidfast.diverse_attention.default(features, logits)
+    return pooled, attention, overlap
+
+
 _OP = Dispatch(
     "diverse_attention",
     reference=_reference,
+    triton=None if _TRITON_REASON else _triton,
+    triton_reason=_TRITON_REASON,
     native_cuda=False,
-    triton_reason="its Triton kernel is not written yet",
 )
+
+if not _TRITON_REASON:
+    # The kernels' module is imported by the first call on CUDA: `import reidfast` does not wait for Triton.
+
+    @torch.library.impl("reidfast::diverse_attention", "CUDA")
+    def _(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        from reidfast.ops.triton import diverse_attention as kernels
+
+        return kernels.diverse_attention(features, logits)
+
+    @torch.library.impl("reidfast::diverse_attention_backward", "CUDA")
+    def _(
+        grad_pooled: Tensor | None,
+        grad_attention: Tensor | None,
+        grad_overlap: Tensor | None,
+        features: Tensor,
+        logits: Tensor,
+        needs: list[bool],
+    ) -> tuple[Tensor | None, Tensor | None]:
+        from reidfast.ops.triton import diverse_attention as kernels
+
+        return kernels.diverse_attention_backward(grad_pooled, grad_attention, grad_overlap, features, logits, needs)
+
 
 if extension is not None:
 
