@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import warnings
 from typing import Any
@@ -13,8 +14,35 @@ import torch
 from torch import Tensor
 
 from reidfast.ops._checks import check_choice, check_float, check_int64, check_same_device, found
+from reidfast.ops._extension import extension, native_reason
 
 METRICS = ("sqeuclidean", "dot")
+MAX_TRITON_K = 128  # more are not kept in registers
+
+triton_reason = native_reason if extension is None else ""
+if not triton_reason and importlib.util.find_spec("triton") is None:
+    triton_reason = "Triton is not installed (pip install triton)"
+
+
+def has_kernel(x: Tensor, k: int | None) -> bool:
+    """Whether the Triton kernels take this call; plain PyTorch serves the others."""
+    return x.dtype != torch.float64 and (k is None or k <= MAX_TRITON_K)
+
+
+def _register(name: str) -> None:
+    def run(*args: Any) -> Any:
+        from reidfast.ops.triton import memory  # Triton is imported by the first call, not with the package
+
+        return getattr(memory, name)(*args)
+
+    torch.library.impl(f"reidfast::{name}", "CUDA")(run)
+
+
+if not triton_reason:
+    for _op in ("memory_match", "memory_loss"):
+        for _way in ("forward", "backward"):
+            if hasattr(torch.ops.reidfast, f"{_op}_{_way}"):  # not where the sources are newer than the build
+                _register(f"{_op}_{_way}")
 
 
 def as_bank(bank: Any) -> Any:

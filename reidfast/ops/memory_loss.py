@@ -9,7 +9,7 @@ from torch import Tensor
 
 from reidfast.ops._backends import Dispatch
 from reidfast.ops._extension import extension
-from reidfast.ops._memory import check_logits, check_pair, check_rows
+from reidfast.ops._memory import check_logits, check_pair, check_rows, has_kernel, triton_reason
 from reidfast.ops.reference.memory_loss import memory_loss as _reference
 
 
@@ -60,7 +60,8 @@ def memory_loss(
         rows: loss 0, gradient 0. NaN in a row reaches every query of its part, NaN in a query that query.
         With k the bank may be updated between forward and backward: the gradient is ready when the loss is.
         Memory beyond the outputs: a few tiles per thread and O(M B (d + k)), whatever N; never (B, N).
-        Deterministic, on the CPU for any number of threads. Double backward raises.
+        Deterministic, on the CPU for any number of threads. Double backward raises. On CUDA, plain PyTorch serves
+        float64 and k above 128, with a (B, N) array.
 
     Example:
         >>> bank = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
@@ -80,7 +81,21 @@ def memory_loss(
     return _OP.on[x.device.type](x, bank, k, targets, scale, metric, exclude)
 
 
-_OP = Dispatch("memory_loss", reference=_reference, native_cuda=False)
+def _triton(
+    x: Tensor, bank: Tensor, k: int | None, targets: Tensor | None, scale: float, metric: str, exclude: Tensor | None
+) -> Tensor:
+    """The compiled op, whose CUDA kernels are Triton's, for what these take."""
+    run = torch.ops.reidfast.memory_loss.default if has_kernel(x, k) else _reference
+    return run(x, bank, k, targets, scale, metric, exclude)  # type: ignore[no-any-return]
+
+
+_OP = Dispatch(
+    "memory_loss",
+    reference=_reference,
+    triton=None if triton_reason else _triton,
+    triton_reason=triton_reason,
+    native_cuda=False,
+)
 
 if extension is not None:
 

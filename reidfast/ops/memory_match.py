@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reidfast.ops._backends import Dispatch
 from reidfast.ops._extension import extension
-from reidfast.ops._memory import as_bank, check_logits, check_pair, check_rows
+from reidfast.ops._memory import as_bank, check_logits, check_pair, check_rows, has_kernel, triton_reason
 from reidfast.ops.reference.memory_match import memory_match as _reference
 
 
@@ -71,6 +71,7 @@ def memory_match(
         check (CUDA), missing rows have index -1 and logit -inf.
         Memory beyond the outputs: a few tiles per thread and O(M B (d + k)), whatever N; never (B, N). The gradient of
         a bank is as large as the bank. Deterministic, on the CPU for any number of threads. Double backward raises.
+        On CUDA, plain PyTorch serves float64 and k above 128, with a (B, N) array.
 
     Example:
         >>> bank = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.0, 1.0]])
@@ -86,7 +87,21 @@ def memory_match(
     return MemoryMatch(*_OP.on[x.device.type](x, bank, k, scale, metric, exclude))
 
 
-_OP = Dispatch("memory_match", reference=_reference, native_cuda=False)
+def _triton(
+    x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The compiled op, whose CUDA kernels are Triton's, for what these take."""
+    run = torch.ops.reidfast.memory_match.default if has_kernel(x, k) else _reference
+    return run(x, bank, k, scale, metric, exclude)  # type: ignore[no-any-return]
+
+
+_OP = Dispatch(
+    "memory_match",
+    reference=_reference,
+    triton=None if triton_reason else _triton,
+    triton_reason=triton_reason,
+    native_cuda=False,
+)
 
 if extension is not None:
 
