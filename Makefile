@@ -27,7 +27,6 @@ setup: $(VENV)/.built
 demo: setup
 	$(BIN)/python -m reidfast demo
 
-# With a log file the closing lines of the run stay readable in CI.
 test: setup
 	$(BIN)/python -m pytest -m "not slow"
 
@@ -46,6 +45,7 @@ lint: $(VENV)/.packages
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
+	$(BIN)/python tools/figures.py --check
 
 format: $(VENV)/.packages
 	$(BIN)/ruff check --fix .
