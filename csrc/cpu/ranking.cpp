@@ -54,6 +54,77 @@ void compare_four(const float* d, int64_t n, const float* t, int32_t* below, int
     up_to[k] = _mm512_reduce_add_epi32(b[k]);
   }
 }
+
+// Carry-save adder over bit positions: low and high bit of a + b + c.
+struct Sum2 {
+  __m512i low, high;
+};
+inline __attribute__((always_inline)) Sum2 carry_save(__m512i a, __m512i b, __m512i c) {
+  return {_mm512_ternarylogic_epi32(a, b, c, 0x96), _mm512_ternarylogic_epi32(a, b, c, 0xE8)};
+}
+
+// below[k] = number of d < t[k] for m <= 31 ascending thresholds, in one pass; false, and nothing counted, if any d
+// equals a threshold. Each d finds its place among the thresholds by a binary search in registers; the places, as one
+// bit of 32, are counted 16 vectors at a time by carry-save adders. NaN comes last, above every threshold.
+bool count_places(const float* d, int64_t n, const float* t, int64_t m, int32_t* below) {
+  alignas(64) float table[32];  // table[i] = t[i-1]
+  table[0] = NAN;
+  for (int64_t k = 0; k < 31; ++k) table[k + 1] = k < m ? t[k] : INFINITY;
+  const __m512 table_low = _mm512_load_ps(table), table_high = _mm512_load_ps(table + 16);
+  const __m512i one = _mm512_set1_epi32(1);
+  __m512i ones = _mm512_setzero_si512(), twos = ones, fours = ones, eights = ones;
+  int32_t sixteens_of[32] = {};
+  __mmask16 tie = 0;
+  const auto place = [&](const float* x, int64_t left) __attribute__((always_inline)) {
+    const __mmask16 inside = left >= 16 ? 0xFFFF : left > 0 ? static_cast<__mmask16>((1u << left) - 1) : 0;
+    const __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(NAN), inside, x);
+    __m512i at =
+        _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(v, _mm512_set1_ps(table[16]), _CMP_NLT_UQ), _mm512_set1_epi32(16));
+    const auto step = [&](int width) __attribute__((always_inline)) {
+      const __m512i probe = _mm512_or_si512(at, _mm512_set1_epi32(width));
+      const __m512 u = _mm512_permutex2var_ps(table_low, probe, table_high);
+      at = _mm512_mask_mov_epi32(at, _mm512_cmp_ps_mask(v, u, _CMP_NLT_UQ), probe);
+    };
+    step(8), step(4), step(2), step(1);
+    tie |= _mm512_cmp_ps_mask(v, _mm512_permutex2var_ps(table_low, at, table_high), _CMP_EQ_OQ);
+    return _mm512_sllv_epi32(one, at);
+  };
+  for (int64_t j = 0; j < n; j += 256) {
+    const auto pair = [&](int i) __attribute__((always_inline)) {
+      const Sum2 s =
+          carry_save(ones, place(d + j + 32 * i, n - j - 32 * i), place(d + j + 32 * i + 16, n - j - 32 * i - 16));
+      ones = s.low;
+      return s.high;
+    };
+    const auto four = [&](int i) __attribute__((always_inline)) {
+      const __m512i a = pair(i), b = pair(i + 1);
+      const Sum2 s = carry_save(twos, a, b);
+      twos = s.low;
+      return s.high;
+    };
+    const auto eight = [&](int i) __attribute__((always_inline)) {
+      const __m512i a = four(i), b = four(i + 2);
+      const Sum2 s = carry_save(fours, a, b);
+      fours = s.low;
+      return s.high;
+    };
+    const __m512i a = eight(0), b = eight(4);
+    const Sum2 s = carry_save(eights, a, b);
+    eights = s.low;
+    if (tie) return false;
+    for (int64_t k = 0; k < m; ++k)
+      sixteens_of[k] += std::popcount(static_cast<uint32_t>(_mm512_test_epi32_mask(s.high, _mm512_set1_epi32(1 << k))));
+  }
+  int32_t sum = 0;
+  for (int64_t k = 0; k < m; ++k) {
+    const auto count = [&](__m512i bits) {
+      return std::popcount(static_cast<uint32_t>(_mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << k))));
+    };
+    sum += 16 * sixteens_of[k] + 8 * count(eights) + 4 * count(fours) + 2 * count(twos) + count(ones);
+    below[k] = sum;
+  }
+  return true;
+}
 #endif
 
 // below and up_to (d <= t) for four thresholds at a time, so that a loaded vector meets eight compares; m a multiple of
@@ -127,6 +198,15 @@ void count_row(const T* d, int64_t n, int64_t first_column, const T* thresholds,
     const int64_t upto = column[k] - first_column;
     return upto <= 0 ? 0 : static_cast<int64_t>(count_equal(d, upto < n ? upto : n, thresholds[k]));
   };
+#if defined(CPU_CAPABILITY_AVX512)
+  if constexpr (std::is_same_v<T, float>) {
+    int32_t places[31];
+    if (m <= 31 && count_places(d, n, thresholds, m, places)) {
+      for (int64_t k = 0; k < m; ++k) below[k] += places[k];
+      return;
+    }
+  }
+#endif
   if (m <= kSearchAbove) {
     for (int64_t k0 = 0; k0 < m; k0 += kGroup) {
       const int64_t group = m - k0 < kGroup ? m - k0 : kGroup;

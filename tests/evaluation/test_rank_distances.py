@@ -13,6 +13,7 @@ from ranking_cases import Labelled, close, labels, same, tied_distances
 
 import reidfast
 from reidfast.evaluation import rank_distances, reference, sampled_cmc
+from reidfast.testing import isa
 
 # TV-EVAL: two queries, eight gallery rows, cameras; the second row of distances is the first reversed.
 TV_DISTANCES = np.array([np.arange(1, 9) / 10, np.arange(8, 0, -1) / 10])
@@ -306,3 +307,26 @@ def test_rejects(change, error, words):
     }  # fmt: skip
     with pytest.raises(error, match=r"^rank_distances: .*" + words):
         rank_distances(**arguments | change)
+
+
+@pytest.mark.parametrize("name", ["default", "avx2", "avx512"])
+@pytest.mark.parametrize("matches", [1, 7, 31, 32, 33, 97])  # around the places that fit in registers, and the search
+@pytest.mark.parametrize("others", [1, 15, 223, 225, 1000])  # around whole blocks of 256
+def test_distinct_distances_at_every_size(name, matches, others):
+    rng = np.random.default_rng(1000 * matches + others)
+    n = matches + others
+    distances = np.stack([rng.permutation(n) - n / 2 for _ in range(3)]).astype(np.float32)
+    distances[:, rng.integers(n)] = np.inf
+    distances[:, rng.integers(n)] = -np.inf
+    ids = rng.permutation(np.r_[np.ones(matches, np.int64), np.full(others, 2)])
+    given_labels = Labelled([1, 1, 1], ids)
+    try:
+        with isa(name):
+            found = rank_distances(distances, *given_labels)
+    except ValueError as error:
+        pytest.skip(str(error))
+    order = np.argsort(distances, axis=1, kind="stable")
+    for q in range(3):
+        hits = np.flatnonzero(ids[order[q]] == 1) + 1
+        assert found.ap[q] == pytest.approx(np.mean(np.arange(1, matches + 1) / hits), abs=1e-15)
+        assert found.first_match[q] == hits[0] and found.inp[q] == matches / hits[-1]
