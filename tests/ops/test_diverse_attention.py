@@ -271,8 +271,15 @@ def test_property(shape, dtype, scale, last, seed):
     x, z = make(b, d, k, (cells,), dtype, last=last, scale=scale, seed=seed)
     grads = upstream(x, z)
     got, exact = run(OP, x, z, grads), run(reference, x.double(), z.double(), grads)
-    # The logits' gradient is a difference of dots over d that nearly cancel; 93 ulp of the small rest were measured.
-    assert_no_worse(got, exact, run(reference, x, z, grads), ulps=512)
+    eager = run(reference, x, z, grads)
+    assert_no_worse(got[:-1], exact[:-1], eager[:-1], ulps=64)
+    # The logits' gradient is a difference of terms that nearly cancel where attention is almost one-hot: its rounding
+    # is that of the terms, not of what is left of them.
+    terms = torch.einsum("bkd,bdl->bkl", grads[0].double().abs(), x.double().flatten(2).abs()).max()
+    terms = terms + grads[1].double().abs().max() + 4 * k * grads[2].double().abs().max()
+    error, eager_error = ((g[-1].double() - exact[-1]).abs().max() for g in (got, eager))
+    assert bool(got[-1].isfinite().all())
+    assert error <= 2 * eager_error + 16 * torch.finfo(dtype).eps * terms
 
 
 def test_no_product_tensor_in_memory():
