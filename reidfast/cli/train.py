@@ -16,7 +16,7 @@ __all__: list[str] = []
 def add(subparsers: Any) -> None:
     """The subcommand's arguments; what follows METHOD belongs to jsonargparse."""
     parser = add_command(subparsers, "train", run, "train a model and evaluate it")
-    parser.add_argument("method", metavar="METHOD", help="ide, pcb or strong_baseline")
+    parser.add_argument("method", metavar="METHOD", help="a file of reidfast/configs: ide, pcb, strong_baseline ...")
     parser.add_argument("--json", action="store_true", help="print metrics.json")
     parser.add_argument(
         "settings",
@@ -37,6 +37,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     rows = ([{"epoch": 0, **metrics["before"]}] if metrics["before"] else []) + metrics["history"]
     for row in rows:
-        print(f"epoch {int(row['epoch']):>4}   rank-1 {100 * row['rank1']:5.1f}   mAP {100 * row['mAP']:5.1f}")
+        scores = "   ".join(f"{name} {100 * value:5.1f}" for name, value in row.items() if name != "epoch")
+        print(f"epoch {int(row['epoch']):>4}   {scores}")
     print(f"weights, checkpoints and logs: {metrics['config']['out']}")
     return 0

@@ -1,13 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Settings of a training run: dataclasses that jsonargparse fills from a method's YAML file, yours, and options."""
+"""Settings of a training run: dataclasses that jsonargparse fills from a method's YAML file, yours, and options.
+
+A method's own settings stand beside its task in `reidfast.engine.methods`; here is what every run has, and sections
+that many share.
+"""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
+
+from reidfast.engine.methods import METHODS, module_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -72,23 +78,6 @@ class ModelConfig:
 
 
 @dataclass
-class LossConfig:
-    """What is minimised: cross-entropy, plus `triplet` x batch-hard triplet, plus `centre` x centre loss.
-
-    Args:
-        label_smoothing: Of the cross-entropy.
-        triplet: Weight; 0: none.
-        margin: Of the triplet loss; None: the soft margin.
-        centre: Weight; 0: none (5e-4 in the strong baseline's last row).
-    """
-
-    label_smoothing: float = 0.1
-    triplet: float = 1.0
-    margin: float | None = 0.3
-    centre: float = 0.0
-
-
-@dataclass
 class OptimConfig:
     """How it is minimised.
 
@@ -118,14 +107,10 @@ class OptimConfig:
 
 
 @dataclass
-class TrainConfig:
-    """A whole run.
+class RunConfig:
+    """What every run has; a method's configuration adds its sections, `data` (with name, root, options) among them.
 
     Args:
-        data: What is trained and evaluated on.
-        model: What is trained.
-        loss: What is minimised.
-        optim: How.
         out: Folder of the run: checkpoints, logs, weights, metrics.json.
         seed: Of everything drawn.
         evaluate_every: Epochs between evaluations; the last epoch is always evaluated.
@@ -137,10 +122,6 @@ class TrainConfig:
         resume: Go on from `out`/last.ckpt where it is there.
     """
 
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
-    optim: OptimConfig = field(default_factory=OptimConfig)
     out: str = "runs/train"
     seed: int = 0
     evaluate_every: int = 10
@@ -153,18 +134,19 @@ class TrainConfig:
 
 
 def methods() -> list[str]:
-    """Names of the methods that have a configuration file."""
-    return sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+    """Names of the methods that can be trained."""
+    return sorted(METHODS)
 
 
-def parse(method: str, arguments: list[str]) -> TrainConfig:
+def parse(method: str, arguments: list[str]) -> Any:
     """The configuration of `method`, changed by `arguments` (`--config mine.yaml --optim.lr 1e-3 ...`)."""
     try:
         from jsonargparse import ArgumentParser
     except ImportError as error:
         raise ImportError('train: jsonargparse is missing; pip install "reidfast[train]"') from error
-    if method not in methods():
+    if method not in METHODS:
         raise ValueError(f"train: expected a method among {', '.join(methods())}, got {method!r}")
+    config = module_of(method).Config
     parser = ArgumentParser(
         prog=f"reidfast train {method}",
         default_config_files=[str(CONFIGS / f"{method}.yaml")],
@@ -172,7 +154,7 @@ def parse(method: str, arguments: list[str]) -> TrainConfig:
         description="Settings come from the method's file, then --config files, then options, the later ones winning.",
     )
     parser.add_argument("--config", action="config", help="YAML file of settings")
-    parser.add_class_arguments(TrainConfig, sub_configs=True)
+    parser.add_class_arguments(config, sub_configs=True)
     try:
         values = parser.parse_args(arguments)
     except argparse.ArgumentError as error:
@@ -180,4 +162,4 @@ def parse(method: str, arguments: list[str]) -> TrainConfig:
     values.pop("config", None)
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name changed in jsonargparse 4.49
     built = build(values)
-    return TrainConfig(**{name: getattr(built, name) for name in TrainConfig.__dataclass_fields__})
+    return config(**{f.name: getattr(built, f.name) for f in fields(config)})

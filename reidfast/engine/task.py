@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Training of the baselines as a Lightning module and data module."""
+"""What training tasks share: a data module of P x K batches, and a task that evaluates itself and survives a kill."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import lightning
 import numpy as np
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from reidfast.data import Records, ReidData
@@ -18,12 +18,10 @@ from reidfast.data.cache import ImageCache
 from reidfast.data.images import ImageDataset
 from reidfast.data.samplers import IdentitySampler, shard
 from reidfast.data.transforms import TrainTransform
-from reidfast.engine.config import DataConfig, TrainConfig
+from reidfast.engine.config import DataConfig, OptimConfig
 from reidfast.engine.extract import extract
 from reidfast.engine.schedules import warmup_multistep
 from reidfast.evaluation import Ranking, rank
-from reidfast.losses import CentreLoss, CrossEntropyLoss, TripletLoss
-from reidfast.models.baselines import Baseline
 
 
 class ReidDataModule(lightning.LightningDataModule):
@@ -77,83 +75,57 @@ class ReidDataModule(lightning.LightningDataModule):
         return self.loader(self.trainer.current_epoch if self.trainer else 0)
 
 
-class BaselineTask(lightning.LightningModule):
-    """Cross-entropy, batch-hard triplet and centre loss over a baseline; evaluation by `reidfast.evaluation.rank`.
+class ReidTask(lightning.LightningModule):
+    """A model in training that is evaluated by `reidfast.evaluation.rank`.
+
+    A method's task gives `training_step` and `configure_optimizers`. What must outlive a kill is a parameter or a
+    buffer; what an epoch draws depends on (seed, epoch, rank) alone.
 
     Args:
-        model: The baseline.
-        config: Losses, optimiser, evaluation.
+        model: The model; in evaluation mode it turns images into embeddings.
+        config: The run's settings.
         data: The data set, for evaluation.
-        num_classes: Training identities.
     """
 
-    def __init__(self, model: Baseline, config: TrainConfig, data: ReidData, num_classes: int) -> None:
+    def __init__(self, model: nn.Module, config: Any, data: Any) -> None:
         super().__init__()
         self.model, self.config, self.data = model, config, data
-        self.cross_entropy = CrossEntropyLoss(config.loss.label_smoothing)
-        self.triplet = TripletLoss(config.loss.margin) if config.loss.triplet else None
-        self.centre: CentreLoss | None = None
-        if config.loss.centre:
-            generator = torch.Generator().manual_seed(config.seed)
-            self.centre = CentreLoss(num_classes, model.feature_size, generator=generator)
         self.history: list[dict[str, float]] = []
 
-    def configure_optimizers(self) -> Any:
-        """Adam or SGD, the backbone at its own rate, the schedule by epoch."""
-        o = self.config.optim
-        groups = [
-            {
-                "params": [p for p in self.model.backbone.parameters() if p.requires_grad],
-                "lr": o.lr * o.backbone_factor,
-            },
-            {"params": [p for p in self.model.head_parameters() if p.requires_grad], "lr": o.lr},
-        ]
-        optimizer: torch.optim.Optimizer
-        if o.optimizer == "adam":
-            optimizer = torch.optim.Adam(groups, weight_decay=o.weight_decay)
-        else:
-            optimizer = torch.optim.SGD(groups, momentum=o.momentum, nesterov=True, weight_decay=o.weight_decay)
-        factor = warmup_multistep(warmup=o.warmup, milestones=o.milestones, gamma=o.gamma)
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+    def prepare(self, module: lightning.LightningDataModule) -> None:
+        """Once, before a fresh run's first evaluation (never on resume): memories are filled, batch norms unfolded."""
+
+    def card(self) -> dict[str, Any]:
+        """What card.json says beside the weights: how to make the model again."""
+        return {}
 
     def on_train_epoch_start(self) -> None:
         """Draw what the epoch draws (dropout) from (seed, epoch, rank), so that a resumed run draws the same."""
         torch.manual_seed(((self.config.seed * 1_000_003) + self.current_epoch) * 4_099 + self.global_rank)
 
-    def training_step(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], index: int) -> Tensor:
-        """Loss of one batch."""
-        images, labels = batch[0], batch[1]
-        out = self.model(images)
-        weights = self.config.loss
-        parts = out.logits.shape[1]
-        total = sum(self.cross_entropy(out.logits[:, p], labels) for p in range(parts))
-        logged = {"loss/cross_entropy": total.detach()}
-        if self.triplet is not None:
-            triplet = self.triplet(out.features, labels)
-            total = total + weights.triplet * triplet
-            logged["loss/triplet"] = triplet.detach()
-        if self.centre is not None:
-            centre = self.centre(out.features, labels)
-            total = total + weights.centre * centre
-            logged["loss/centre"] = centre.detach()
-        logged["accuracy"] = (out.logits.detach().sum(1).argmax(1) == labels).float().mean()
-        self.log_dict(logged | {"loss/total": total.detach()}, prog_bar=True)
-        return total
-
-    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """The centres move by a rule of their own."""
-        if self.centre is not None:
-            self.centre.step_centres(self.config.loss.centre)
-
     def on_train_epoch_end(self) -> None:
         """Evaluate every so many epochs, and after the last."""
         epoch = self.current_epoch + 1
-        if epoch % self.config.evaluate_every == 0 or epoch == self.config.optim.epochs:
-            ranking = self.evaluate()
-            if ranking is not None:
-                scores = {"rank1": float(ranking.cmc[0]), "mAP": ranking.mean_ap, "mINP": ranking.mean_inp}
+        if epoch % self.config.evaluate_every == 0 or epoch == self.trainer.max_epochs:
+            scores = self.scores()
+            if scores is not None:
                 self.history.append({"epoch": float(epoch), **scores})
                 self.log_dict(scores)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The scores so far."""
+        checkpoint["history"] = self.history
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The scores so far."""
+        self.history = list(checkpoint["history"])
+
+    def scores(self) -> dict[str, float] | None:
+        """What an evaluation reports, `mAP` (which chooses best.ckpt) among it; None where there is nothing to do."""
+        ranking = self.evaluate()
+        if ranking is None:
+            return None
+        return {"rank1": float(ranking.cmc[0]), "mAP": ranking.mean_ap, "mINP": ranking.mean_inp}
 
     def embed(self, records: Records) -> Tensor:
         """Embeddings [n, D] of a table's images, in evaluation mode, on the CPU."""
@@ -198,10 +170,15 @@ class BaselineTask(lightning.LightningModule):
             group=group,
         )
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Scores so far go with the weights."""
-        checkpoint["history"] = self.history
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """And come back."""
-        self.history = list(checkpoint["history"])
+def optimizer_and_schedule(groups: list[dict[str, Any]], config: OptimConfig) -> Any:
+    """Adam or SGD (Nesterov) over parameter groups, the rate by epoch: what `configure_optimizers` returns."""
+    optimizer: torch.optim.Optimizer
+    if config.optimizer == "adam":
+        optimizer = torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
+    else:
+        optimizer = torch.optim.SGD(
+            groups, lr=config.lr, momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay
+        )
+    factor = warmup_multistep(warmup=config.warmup, milestones=config.milestones, gamma=config.gamma)
+    return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]

@@ -7,28 +7,17 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from reidfast._files import write_whole
-from reidfast.engine.config import TrainConfig
-
-HEADS = {"ide": "IDE", "pcb": "PCB", "strong_baseline": "StrongBaseline"}
 
 
-def build_model(config: TrainConfig, num_classes: int) -> Any:
-    """The untrained model that `config` describes."""
-    from reidfast.models import baselines, create_model
-
-    m = config.model
-    backbone = create_model(m.backbone, weights=m.weights, **m.options)
-    return getattr(baselines, HEADS[m.head])(backbone, num_classes, **m.head_options)
-
-
-def train(config: TrainConfig) -> dict[str, Any]:
+def train(config: Any) -> dict[str, Any]:
     """Train, evaluate, and leave the run in the folder `config.out`.
+
+    `config` is the `Config` of a module of `reidfast.engine.methods` (`reidfast.engine.config.parse` makes it).
 
     There: last.ckpt, best.ckpt, weights.safetensors, card.json, metrics.json, and logs for TensorBoard.
     A run that was killed at any moment goes on with `resume`: its last whole epoch is taken up, and what follows is
@@ -48,8 +37,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     except ImportError as error:
         raise ImportError('train: lightning is missing; pip install "reidfast[train]"') from error
     from reidfast.data import load
-    from reidfast.engine.task import BaselineTask, ReidDataModule
-    from reidfast.models import save_weights, unfold_batch_norms
+    from reidfast.models import save_weights
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     out = Path(config.out)
@@ -57,13 +45,12 @@ def train(config: TrainConfig) -> dict[str, Any]:
     if last.exists() and not config.resume:
         raise ValueError(f"train: {out} holds a run already; go on with it (--resume true) or choose another --out")
     lightning.seed_everything(config.seed, verbose=False)
-    data = load(config.data.name, config.data.root, **config.data.options)
-    module = ReidDataModule(data, config.data, config.seed)
-    model = build_model(config, len(module.classes))
-    if config.model.unfold and not last.exists():
-        images = torch.cat([batch[0] for batch, _ in zip(module.loader(0), range(64), strict=False)])
-        unfold_batch_norms(model.backbone, images[: config.model.unfold])
-    task = BaselineTask(model, config, data, len(module.classes))
+    method = import_module(type(config).__module__)
+    if hasattr(method, "load"):
+        data = method.load(config)
+    else:
+        data = load(config.data.name, config.data.root, **config.data.options)
+    task, module = method.build(config, data)
     checkpoints: list[Any] = [
         ModelCheckpoint(
             out,
@@ -89,21 +76,19 @@ def train(config: TrainConfig) -> dict[str, Any]:
         log_every_n_steps=10,
         enable_model_summary=False,
     )
-    before = None
-    if not last.exists():
-        ranking = task.evaluate()
-        before = None if ranking is None else {"rank1": float(ranking.cmc[0]), "mAP": ranking.mean_ap}
-        out.mkdir(parents=True, exist_ok=True)
+    if last.exists():
+        before = json.loads((out / "before.json").read_text())
     else:
-        before = json.loads((out / "before.json").read_text()) if (out / "before.json").exists() else None
+        task.prepare(module)
+        before = task.scores()
+        out.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         _write_json(out / "before.json", before)
     trainer.fit(task, module, ckpt_path=str(last) if last.exists() else None)
     metrics = {"before": before, "history": task.history, "config": asdict(config)}
     if trainer.is_global_zero:
-        save_weights(model, out / "weights.safetensors")
-        card = {"model": asdict(config.model), "classes": len(module.classes), "data": data.name}
-        _write_json(out / "card.json", card | {"size": [config.data.height, config.data.width]})
+        save_weights(task.model, out / "weights.safetensors")
+        _write_json(out / "card.json", {"data": config.data.name, **task.card()})
         _write_json(out / "metrics.json", metrics)
     return metrics
 

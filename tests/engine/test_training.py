@@ -16,7 +16,7 @@ pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
 from reidfast.cli import main
-from reidfast.engine.config import methods, parse
+from reidfast.engine.config import CONFIGS, methods, parse
 from reidfast.models import read_weights
 
 SMALL = [
@@ -54,8 +54,10 @@ def weights(out):
 
 
 def test_every_method_has_a_file_that_parses():
-    assert methods() == ["ide", "pcb", "strong_baseline"]
+    assert set(methods()) == {path.stem for path in CONFIGS.glob("*.yaml")}
     for method in methods():
+        parse(method, [])
+    for method in ("ide", "pcb", "strong_baseline"):
         config = parse(method, ["--optim.lr", "0.5", "--data.name", "market751_mini"])
         assert config.optim.lr == 0.5 and config.data.name == "market751_mini" and config.data.ids == 16
     assert parse("pcb", []).data.height == 384 and parse("strong_baseline", []).model.options["stem_relu"] is False
@@ -70,7 +72,7 @@ def test_a_config_file_lies_between_the_method_and_the_options(tmp_path):
 @pytest.mark.parametrize(
     "arguments,words",
     [
-        (["nothing"], "expected a method among ide, pcb, strong_baseline, got 'nothing'"),
+        (["nothing"], "expected a method among"),
         (["ide", "--optim.rate", "1"], "optim.rate"),
         (["ide", "--optim.lr", "fast"], "fast"),
         (["ide", "--data.name", "no_such_set"], "no_such_set"),
