@@ -7,9 +7,20 @@ from __future__ import annotations
 from reidfast.losses.centre import CentreLoss
 from reidfast.losses.circle import CircleLoss
 from reidfast.losses.cross_entropy import CrossEntropyLoss
-from reidfast.losses.diversity import DiversityLoss
+from reidfast.losses.diversity import DiversityLoss, KLDiversityLoss
 from reidfast.losses.ipfl import IPFL
 from reidfast.losses.oim import OIMLoss
+from reidfast.losses.rru_stim import RRUSTIMLoss
 from reidfast.losses.triplet import TripletLoss
 
-__all__ = ["IPFL", "CentreLoss", "CircleLoss", "CrossEntropyLoss", "DiversityLoss", "OIMLoss", "TripletLoss"]
+__all__ = [
+    "IPFL",
+    "CentreLoss",
+    "CircleLoss",
+    "CrossEntropyLoss",
+    "DiversityLoss",
+    "KLDiversityLoss",
+    "OIMLoss",
+    "RRUSTIMLoss",
+    "TripletLoss",
+]

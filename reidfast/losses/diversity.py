@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from reidfast.ops import DiverseAttention
@@ -48,3 +49,39 @@ class DiversityLoss(nn.Module):
     def extra_repr(self) -> str:
         """What the printed module adds."""
         return f"reduction={self.reduction!r}, weight={self.weight}"
+
+
+class KLDiversityLoss(nn.Module):
+    """Pulls the attention maps of a frame apart by their Kullback-Leibler divergence: the form that was given up.
+
+        L = - weight * mean over b, i != j of sum_l A_bil (log A_bil - log A_bjl)
+
+    Li, Bak, Carr, Wang, "Diversity Regularized Spatiotemporal Attention for Video-based Person Re-identification",
+    CVPR 2018, compare with it and prefer the overlap of `DiversityLoss`: the divergence has no upper bound and its
+    largest terms come from cells of almost no attention. Here for that comparison.
+
+    Args:
+        weight: Factor of the loss.
+        eps: Attention below it counts as it; its logarithm passes no gradient.
+    """
+
+    def __init__(self, *, weight: float = 1.0, eps: float = 1e-12) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, attention: Tensor | DiverseAttention) -> Tensor:
+        """Attention (B, K, L) of ``reidfast.ops.diverse_attention``, or its whole result -> scalar; K = 1 gives 0."""
+        a = attention.attention if isinstance(attention, DiverseAttention) else attention
+        if a.dim() != 3:
+            raise ValueError(f"KLDiversityLoss: expected attention (B, K, L), got {tuple(a.shape)}")
+        batch, maps = a.shape[:2]
+        if batch == 0 or maps < 2:
+            return a.sum() * 0
+        log = a.clamp_min(self.eps).log()
+        own = (a * log).sum(2).sum() * (maps - 1)
+        cross = torch.einsum("bil,bjl->", a, log) - (a * log).sum()
+        return -self.weight * (own - cross) / (batch * maps * (maps - 1))
+
+    def extra_repr(self) -> str:
+        """What the printed module adds."""
+        return f"weight={self.weight}, eps={self.eps}"

@@ -17,23 +17,31 @@ from typing import Any
 
 from torch import nn
 
-from .backbones import OSNET_CHANNELS, RESNET_LAYERS, Backbone, ColorStripes, MobileNetV2, OSNet, ResNet
+from .backbones import OSNET_CHANNELS, RESNET_LAYERS, Backbone, ColorStripes, InceptionV3, MobileNetV2, OSNet, ResNet
 from .baselines import IDE, PCB, Baseline, StrongBaseline
+from .drsta import DRSTA, drsta
+from .rru_stim import RRUSTIM, rru_stim
+from .video import VideoModel, feature_grid
 from .weights import Loaded, WeightsError, load_weights, read_weights, save_weights, unfold_batch_norms
 
 __all__ = [
+    "DRSTA",
     "IDE",
     "PCB",
+    "RRUSTIM",
     "Backbone",
     "Baseline",
     "ColorStripes",
+    "InceptionV3",
     "Loaded",
     "MobileNetV2",
     "OSNet",
     "ResNet",
     "StrongBaseline",
+    "VideoModel",
     "WeightsError",
     "create_model",
+    "feature_grid",
     "list_models",
     "load_weights",
     "read_weights",
@@ -87,7 +95,7 @@ def create_model(
         close = difflib.get_close_matches(name, _MODELS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(list_models())}"
         raise ValueError(f"create_model: expected the name of a model, got {name!r}; {hint}")
-    if weights is not None and name in _BASELINES and "num_classes" not in options:
+    if weights is not None and name in (*_BASELINES, "rru_stim") and "num_classes" not in options:
         options["num_classes"] = _classes_in(weights)
     try:
         model = factory(**options)
@@ -123,7 +131,7 @@ def _baseline(
 
 def _classes_in(weights: str | os.PathLike[str]) -> int:
     for key, value in read_weights(weights).items():
-        if key.endswith(("classifier.weight", "classifiers.0.weight")):
+        if key.endswith(("classifier.weight", "classifiers.0.weight", "classifier.4.weight")):
             return len(value)
     raise WeightsError(f"create_model: {weights} holds no classifier, so give num_classes")
 
@@ -137,4 +145,7 @@ register_model("osnet_ibn_x1_0", partial(OSNet, OSNET_CHANNELS["osnet_x1_0"], in
 for _name, (_block, _layers) in RESNET_LAYERS.items():
     register_model(_name, partial(ResNet, _block, _layers))
 register_model("mobilenet_v2", MobileNetV2)
+register_model("inception_v3", InceptionV3)
 register_model("color_stripes", ColorStripes)
+register_model("drsta", drsta)
+register_model("rru_stim", rru_stim)

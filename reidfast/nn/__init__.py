@@ -7,5 +7,18 @@ from __future__ import annotations
 from reidfast.nn.diverse_attention import DiverseAttention
 from reidfast.nn.memory_bank import MemoryBank
 from reidfast.nn.patch_generator import PatchGenerator
+from reidfast.nn.rru import RRU, RRUState
+from reidfast.nn.stim import STIM, STIMState
+from reidfast.nn.temporal import TemporalAttention, TimePool
 
-__all__ = ["DiverseAttention", "MemoryBank", "PatchGenerator"]
+__all__ = [
+    "RRU",
+    "STIM",
+    "DiverseAttention",
+    "MemoryBank",
+    "PatchGenerator",
+    "RRUState",
+    "STIMState",
+    "TemporalAttention",
+    "TimePool",
+]

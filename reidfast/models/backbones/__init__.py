@@ -4,8 +4,18 @@
 
 from .base import Backbone
 from .color_stripes import ColorStripes
+from .inception_v3 import InceptionV3
 from .mobilenet_v2 import MobileNetV2
 from .osnet import OSNET_CHANNELS, OSNet
 from .resnet import RESNET_LAYERS, ResNet
 
-__all__ = ["OSNET_CHANNELS", "RESNET_LAYERS", "Backbone", "ColorStripes", "MobileNetV2", "OSNet", "ResNet"]
+__all__ = [
+    "OSNET_CHANNELS",
+    "RESNET_LAYERS",
+    "Backbone",
+    "ColorStripes",
+    "InceptionV3",
+    "MobileNetV2",
+    "OSNet",
+    "ResNet",
+]
