@@ -2,13 +2,15 @@
 # Copyright (c) 2026 the reidfast authors
 """Data sets as tables of (path, pid, camid), images decoded on demand, and rendered people that need no download."""
 
-from reidfast.data import cuhk03, folder, market1501, msmt17, splits  # noqa: F401  (imported to register their readers)
+from reidfast.data import cuhk03, folder, market1501, msmt17, splits, video  # noqa: F401  (imported to register their readers)
 from reidfast.data.cache import ImageCache, cached
+from reidfast.data.clips import SetBatch, TrackletDataset, TripletSetSampler, collate_sets
 from reidfast.data.images import EvalTransform, ImageDataset, decode
 from reidfast.data.records import Record, Records, ReidData, concatenate, split_identities
 from reidfast.data.registry import DataWarning, data_root, load, names
 from reidfast.data.samplers import IdentitySampler, ShuffleSampler, shard
-from reidfast.data.synthetic import World, contact_sheet, write_synthetic
+from reidfast.data.synthetic import Track, World, contact_sheet, write_synthetic, write_synthetic_tracklets
+from reidfast.data.tracklets import Tracklet, Tracklets
 from reidfast.data.transforms import BatchAugment, SurrogateTransform, TrainTransform, Views
 
 __all__ = [
@@ -21,12 +23,19 @@ __all__ = [
     "Record",
     "Records",
     "ReidData",
+    "SetBatch",
     "ShuffleSampler",
     "SurrogateTransform",
+    "Track",
+    "Tracklet",
+    "TrackletDataset",
+    "Tracklets",
     "TrainTransform",
+    "TripletSetSampler",
     "Views",
     "World",
     "cached",
+    "collate_sets",
     "concatenate",
     "contact_sheet",
     "data_root",
@@ -36,4 +45,5 @@ __all__ = [
     "shard",
     "split_identities",
     "write_synthetic",
+    "write_synthetic_tracklets",
 ]

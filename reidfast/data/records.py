@@ -185,7 +185,8 @@ class ReidData:
     def summary(self) -> dict[str, dict[str, int]]:
         """Images, ids and cameras of each split, and, in the gallery, how many images are junk and distractors.
 
-        `images` counts every row; `ids` leaves out junk (-1) and the distractor identity.
+        `images` counts every row; `ids` leaves out junk (-1) and the distractor identity. Where the tables have the
+        column `tracklet`, the tracklets are counted too.
         """
         table = {}
         for name, records in self.splits.items():
@@ -198,6 +199,14 @@ class ReidData:
                 "junk": int(junk.sum()),
                 "distractors": int(nobody.sum()),
             }
+            if "tracklet" in records.extra:
+                number = records.extra["tracklet"]
+                for key, rows in (
+                    ("tracklets", junk | True),
+                    ("junk_tracklets", junk),
+                    ("distractor_tracklets", nobody),
+                ):
+                    table[name][key] = len(np.unique(number[rows]))
         return table
 
     def describe(self) -> str:
@@ -205,6 +214,8 @@ class ReidData:
         lines = [f"{self.name}", f"{'':10}{'images':>9}{'ids':>7}{'cameras':>9}"]
         for name, row in self.summary().items():
             line = f"{name:10}{row['images']:9,}{row['ids']:7,}{row['cameras']:9}"
+            if "tracklets" in row:
+                line += f"  {row['tracklets']:,} tracklets"
             apart = [f"{row[k]:,} {k}" for k in ("junk", "distractors") if row[k]]
             lines.append(line + (f"  ({', '.join(apart)})" if apart else ""))
         return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])

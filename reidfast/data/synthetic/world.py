@@ -183,6 +183,45 @@ def _occlude(s: Stream, world: World, camid: int, canvas: Floats, parts: NDArray
     return kind
 
 
+def _expose(
+    camera: Camera, canvas: Floats, parts: NDArray[np.uint8], exposure: float, full: int
+) -> tuple[Image.Image, NDArray[np.uint8]]:
+    """The canvas [h,w,3] in the camera's colours, and the parts, stretched to the width `full`; changes the canvas."""
+    h, w = parts.shape
+    ramp_x = np.float32(camera.ramp[0]) * np.linspace(-1, 1, w, dtype=np.float32)
+    ramp_y = np.float32(camera.ramp[1]) * np.linspace(-1, 1, h, dtype=np.float32)
+    canvas *= (1 + ramp_y[:, None] + ramp_x[None, :])[..., None]
+    grey = canvas @ np.array([0.299, 0.587, 0.114], np.float32)
+    canvas -= grey[..., None]
+    canvas *= np.float32(camera.saturation)
+    canvas += grey[..., None]
+    np.clip(canvas, 0, 255, out=canvas)
+    picture = Image.fromarray((canvas + 0.5).astype(np.uint8))
+    if w != full:
+        picture = picture.resize((full, h), Image.Resampling.BILINEAR)
+        parts = parts[:, np.minimum((np.arange(full) * w + w // 2) // full, w - 1)]
+    levels = np.arange(256) / 255
+    tables = [
+        np.clip(255 * ((levels * g * exposure).clip(0, 1) ** camera.gamma - 0.5) * camera.contrast + 127.5, 0, 255)
+        for g in camera.gain
+    ]
+    return picture.point(np.round(np.concatenate(tables)).astype(np.uint8).tolist()), parts
+
+
+def _record(s: Stream, camera: Camera, picture: Image.Image, difficulty: float) -> tuple[bytes, NDArray[np.uint8]]:
+    """Sensor noise and JPEG: the file's bytes, and what they decode to."""
+    h, w = picture.height, picture.width
+    noisy = np.asarray(picture, np.float32) + np.float32(camera.noise) * s.noise(h, w, 1)
+    if difficulty > 0:
+        noisy += np.float32(0.4 * camera.noise) * s.noise(h, w, 3)
+    buffer = io.BytesIO()
+    noisy_picture = Image.fromarray(np.clip(noisy + 0.5, 0, 255).astype(np.uint8))
+    noisy_picture.save(buffer, "JPEG", quality=max(30, camera.quality - s.integer(8)))
+    jpeg = buffer.getvalue()
+    with Image.open(io.BytesIO(jpeg)) as decoded:
+        return jpeg, np.array(decoded)
+
+
 def _photograph(world: World, pid: int, camid: int, index: int) -> Photograph:
     d, h, w = world.difficulty, world.height, world.width
     s = Stream(world.seed, "moment", pid, camid, index)
@@ -233,26 +272,8 @@ def _photograph(world: World, pid: int, camid: int, index: int) -> Photograph:
         visibility = np.where(figure.pixels > 0, seen / figure.pixels, np.nan).astype(np.float32)
 
     # the camera
-    ramp_x = np.float32(camera.ramp[0]) * np.linspace(-1, 1, w, dtype=np.float32)
-    ramp_y = np.float32(camera.ramp[1]) * np.linspace(-1, 1, h, dtype=np.float32)
-    canvas *= (1 + ramp_y[:, None] + ramp_x[None, :])[..., None]
-    exposure = math.exp(s.normal(0, 0.12 * d))
-    grey = canvas @ np.array([0.299, 0.587, 0.114], np.float32)
-    canvas -= grey[..., None]
-    canvas *= np.float32(camera.saturation)
-    canvas += grey[..., None]
-    np.clip(canvas, 0, 255, out=canvas)
-    picture = Image.fromarray((canvas + 0.5).astype(np.uint8))
-    if w != full:
-        picture = picture.resize((full, h), Image.Resampling.BILINEAR)
-        parts = parts[:, np.minimum((np.arange(full) * w + w // 2) // full, w - 1)]
-        w = full
-    levels = np.arange(256) / 255
-    tables = [
-        np.clip(255 * ((levels * g * exposure).clip(0, 1) ** camera.gamma - 0.5) * camera.contrast + 127.5, 0, 255)
-        for g in camera.gain
-    ]
-    picture = picture.point(np.round(np.concatenate(tables)).astype(np.uint8).tolist())
+    picture, parts = _expose(camera, canvas, parts, math.exp(s.normal(0, 0.12 * d)), full)
+    w = full
     blur = (camera.blur + abs(s.normal(0, 0.35 * d))) * h / 128
     if s.chance(0.15 * d):  # a small, far person enlarged
         k = s.uniform(0.35, 0.6)
@@ -261,13 +282,5 @@ def _photograph(world: World, pid: int, camid: int, index: int) -> Photograph:
         )
     elif blur > 0.25:
         picture = picture.filter(ImageFilter.GaussianBlur(blur))
-    noisy = np.asarray(picture, np.float32) + np.float32(camera.noise) * s.noise(h, w, 1)
-    if d > 0:
-        noisy += np.float32(0.4 * camera.noise) * s.noise(h, w, 3)
-    picture = Image.fromarray(np.clip(noisy + 0.5, 0, 255).astype(np.uint8))
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=max(30, camera.quality - s.integer(8)))
-    jpeg = buffer.getvalue()
-    with Image.open(io.BytesIO(jpeg)) as decoded:
-        image = np.array(decoded)
+    jpeg, image = _record(s, camera, picture, d)
     return Photograph(jpeg, image, parts, visibility, math.remainder(yaw, 2 * math.pi), occluder)
