@@ -2,13 +2,24 @@
 # Copyright (c) 2026 the reidfast authors
 """Data sets as tables of (path, pid, camid), images decoded on demand, and rendered people that need no download."""
 
-from reidfast.data import cuhk03, folder, market1501, msmt17, splits, video  # noqa: F401  (imported to register their readers)
+from reidfast.data import (  # noqa: F401  (imported to register their readers)
+    cuhk03,
+    cuhk_sysu,
+    folder,
+    market1501,
+    msmt17,
+    pets09,
+    prw,
+    splits,
+    video,
+)
 from reidfast.data.cache import ImageCache, cached
 from reidfast.data.clips import SetBatch, TrackletDataset, TripletSetSampler, collate_sets
 from reidfast.data.images import EvalTransform, ImageDataset, decode
 from reidfast.data.records import Record, Records, ReidData, concatenate, split_identities
 from reidfast.data.registry import DataWarning, data_root, load, names
 from reidfast.data.samplers import IdentitySampler, ShuffleSampler, shard
+from reidfast.data.search import Queries, Scenes, SearchData, load_search, search_names
 from reidfast.data.synthetic import Track, World, contact_sheet, write_synthetic, write_synthetic_tracklets
 from reidfast.data.tracklets import Tracklet, Tracklets
 from reidfast.data.transforms import BatchAugment, SurrogateTransform, TrainTransform, Views
@@ -20,9 +31,12 @@ __all__ = [
     "IdentitySampler",
     "ImageCache",
     "ImageDataset",
+    "Queries",
     "Record",
     "Records",
     "ReidData",
+    "Scenes",
+    "SearchData",
     "SetBatch",
     "ShuffleSampler",
     "SurrogateTransform",
@@ -41,7 +55,9 @@ __all__ = [
     "data_root",
     "decode",
     "load",
+    "load_search",
     "names",
+    "search_names",
     "shard",
     "split_identities",
     "write_synthetic",

@@ -5,8 +5,10 @@
 `World(seed, difficulty).render(pid, camid, index)` is one picture with its mask, parts and visibility, the same bytes
 whatever was rendered before. `write_synthetic` makes a data set of them, `contact_sheet` a picture to look at.
 `Track(world, pid, camid).frame(i)` is a frame of a walk, `write_synthetic_tracklets` a data set of walks.
+`CrowdWorld.render(cast, camid, index)` is a whole scene with several people in it, for person search.
 """
 
+from reidfast.data.synthetic.crowds import Crowd, CrowdSet, CrowdWorld
 from reidfast.data.synthetic.figure import PARTS, Figure, Pose, View, draw_figure
 from reidfast.data.synthetic.people import Person, draw_person
 from reidfast.data.synthetic.scenes import Camera, draw_camera
@@ -19,6 +21,9 @@ __all__ = [
     "EVENTS",
     "PARTS",
     "Camera",
+    "Crowd",
+    "CrowdSet",
+    "CrowdWorld",
     "Event",
     "Figure",
     "Person",
