@@ -11,6 +11,7 @@ from reidfast.losses.diversity import DiversityLoss, KLDiversityLoss
 from reidfast.losses.ipfl import IPFL
 from reidfast.losses.oim import OIMLoss
 from reidfast.losses.rru_stim import RRUSTIMLoss
+from reidfast.losses.set_triplet import SetTripletLoss
 from reidfast.losses.triplet import TripletLoss
 
 __all__ = [
@@ -22,5 +23,6 @@ __all__ = [
     "KLDiversityLoss",
     "OIMLoss",
     "RRUSTIMLoss",
+    "SetTripletLoss",
     "TripletLoss",
 ]

@@ -20,6 +20,7 @@ from torch import nn
 from .backbones import OSNET_CHANNELS, RESNET_LAYERS, Backbone, ColorStripes, InceptionV3, MobileNetV2, OSNet, ResNet
 from .baselines import IDE, PCB, Baseline, StrongBaseline
 from .drsta import DRSTA, drsta
+from .qan import QAN, qan
 from .rru_stim import RRUSTIM, rru_stim
 from .video import VideoModel, feature_grid
 from .weights import Loaded, WeightsError, load_weights, read_weights, save_weights, unfold_batch_norms
@@ -28,6 +29,7 @@ __all__ = [
     "DRSTA",
     "IDE",
     "PCB",
+    "QAN",
     "RRUSTIM",
     "Backbone",
     "Baseline",
@@ -95,7 +97,7 @@ def create_model(
         close = difflib.get_close_matches(name, _MODELS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(list_models())}"
         raise ValueError(f"create_model: expected the name of a model, got {name!r}; {hint}")
-    if weights is not None and name in (*_BASELINES, "rru_stim") and "num_classes" not in options:
+    if weights is not None and name in (*_BASELINES, "qan", "rru_stim") and "num_classes" not in options:
         options["num_classes"] = _classes_in(weights)
     try:
         model = factory(**options)
@@ -148,4 +150,5 @@ register_model("mobilenet_v2", MobileNetV2)
 register_model("inception_v3", InceptionV3)
 register_model("color_stripes", ColorStripes)
 register_model("drsta", drsta)
+register_model("qan", qan)
 register_model("rru_stim", rru_stim)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from reidfast.nn.diverse_attention import DiverseAttention
 from reidfast.nn.memory_bank import MemoryBank
 from reidfast.nn.patch_generator import PatchGenerator
+from reidfast.nn.quality import QualityPool, QualityUnit
 from reidfast.nn.rru import RRU, RRUState
 from reidfast.nn.stim import STIM, STIMState
 from reidfast.nn.temporal import TemporalAttention, TimePool
@@ -17,6 +18,8 @@ __all__ = [
     "DiverseAttention",
     "MemoryBank",
     "PatchGenerator",
+    "QualityPool",
+    "QualityUnit",
     "RRUState",
     "STIMState",
     "TemporalAttention",
