@@ -17,7 +17,18 @@ from typing import Any
 
 from torch import nn
 
-from .backbones import OSNET_CHANNELS, RESNET_LAYERS, Backbone, ColorStripes, InceptionV3, MobileNetV2, OSNet, ResNet
+from .backbones import (
+    OSNET_CHANNELS,
+    RESNET_LAYERS,
+    Adapter,
+    Backbone,
+    ColorStripes,
+    InceptionV3,
+    MobileNetV2,
+    OSNet,
+    ResNet,
+    timm_backbone,
+)
 from .baselines import IDE, PCB, Baseline, StrongBaseline
 from .drsta import DRSTA, drsta
 from .qan import QAN, qan
@@ -31,6 +42,7 @@ __all__ = [
     "PCB",
     "QAN",
     "RRUSTIM",
+    "Adapter",
     "Backbone",
     "Baseline",
     "ColorStripes",
@@ -80,19 +92,20 @@ def create_model(
     """A model by its name, in training mode as modules are born.
 
     Args:
-        name: One of `list_models()`.
+        name: One of `list_models()`, or `timm:NAME` for a network of timm, where that is installed.
         weights: A checkpoint (`load_weights`); a classifier in it is left out where the model has none. None: random
             parameters.
         strict: See `load_weights`.
         options: Keyword arguments of the model's class, for example `last_stride=1`. The baselines (`ide`,
-            `strong_baseline`, `pcb`) take `backbone` (a name or a module, default resnet50), `backbone_weights`,
+            `strong_baseline`, `pcb`) take `backbone` (a name, default resnet50, or any module that returns a map,
+            tokens or a vector: see `Adapter`, whose options then go into `backbone_options`), `backbone_weights`,
             `backbone_options` and `num_classes`, which `weights` tells where it is left out.
 
     Raises:
         ValueError: Unknown name, or an option the model does not have.
         WeightsError: The checkpoint is none, or does not fit.
     """
-    factory = _MODELS.get(name)
+    factory = partial(timm_backbone, name[5:]) if name.startswith("timm:") else _MODELS.get(name)
     if factory is None:
         close = difflib.get_close_matches(name, _MODELS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(list_models())}"
@@ -114,7 +127,7 @@ def _baseline(
     kind: type[Baseline],
     *,
     num_classes: int | None = None,
-    backbone: str | Backbone = "resnet50",
+    backbone: str | nn.Module = "resnet50",
     backbone_weights: str | os.PathLike[str] | None = None,
     backbone_options: dict[str, Any] | None = None,
     **options: Any,
@@ -126,6 +139,10 @@ def _baseline(
         if not isinstance(made, Backbone):
             raise ValueError(f"create_model: expected a backbone below a baseline, got {backbone!r}")
         backbone = made
+    elif not isinstance(backbone, Backbone):
+        if backbone_weights is not None:
+            load_weights(backbone, backbone_weights)
+        backbone = Adapter(backbone, **(backbone_options or {}))
     elif backbone_weights is not None or backbone_options:
         raise ValueError("create_model: expected backbone_weights and backbone_options beside the name of a backbone")
     return kind(backbone, num_classes, **options)  # type: ignore[call-arg]

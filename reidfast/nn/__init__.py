@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from reidfast.nn.diverse_attention import DiverseAttention
+from reidfast.nn.gather import gather_rows
 from reidfast.nn.memory_bank import MemoryBank
 from reidfast.nn.patch_generator import PatchGenerator
 from reidfast.nn.quality import QualityPool, QualityUnit
@@ -24,4 +25,8 @@ __all__ = [
     "STIMState",
     "TemporalAttention",
     "TimePool",
+from reidfast.nn.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
+    "SyncBatchNorm",
+    "convert_sync_batch_norm",
+    "gather_rows",
 ]

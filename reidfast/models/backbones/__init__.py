@@ -2,6 +2,7 @@
 # Copyright (c) 2026 the reidfast authors
 """Networks from images to feature maps and features."""
 
+from .adapter import Adapter, timm_backbone
 from .base import Backbone
 from .color_stripes import ColorStripes
 from .inception_v3 import InceptionV3
@@ -12,10 +13,12 @@ from .resnet import RESNET_LAYERS, ResNet
 __all__ = [
     "OSNET_CHANNELS",
     "RESNET_LAYERS",
+    "Adapter",
     "Backbone",
     "ColorStripes",
     "InceptionV3",
     "MobileNetV2",
     "OSNet",
     "ResNet",
+    "timm_backbone",
 ]
