@@ -46,7 +46,12 @@ def add_data(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
 def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     """`--model`, `--weights` and how images are prepared."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", metavar="NAME", required=required, help="one of: reidfast info --models")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        required=required,
+        help="one of: reidfast info --models; or a run: its folder, a .ckpt, or weights with card.json beside them",
+    )
     group.add_argument("--weights", metavar="FILE", help=".npz, .safetensors, .pt or .pth; without it: random weights")
     group.add_argument("--not-strict", action="store_true", help="take the weights that fit and leave the others")
     group.add_argument(
@@ -56,8 +61,8 @@ def add_model(parser: argparse.ArgumentParser, *, required: bool = True) -> None
         default=[],
         help="such as last_stride=2; may be repeated",
     )
-    group.add_argument("--size", type=size, default=(256, 128), metavar="HxW", help="of the input (default: 256x128)")
-    group.add_argument("--filter", default="bilinear", help="resize filter (default: bilinear)")
+    group.add_argument("--size", type=size, metavar="HxW", help="of the input (default: the run's, else 256x128)")
+    group.add_argument("--filter", help="resize filter (default: the run's, else bilinear)")
     group.add_argument("--flip", action="store_true", help="average with the feature of the mirrored image")
     group.add_argument("--batch", type=positive, default=64, metavar="N", help="images at a time (default: 64)")
     group.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default: auto)")
@@ -137,19 +142,41 @@ def load_data(args: argparse.Namespace) -> Any:
 
 
 def build_model(args: argparse.Namespace) -> Any:
-    """The model that the arguments name; says so where its parameters are random."""
-    from reidfast.models import create_model
+    """The model that the arguments name; says so where its parameters are random.
+
+    Where they leave `--size` and `--filter` open, these are set: to those of the run, else to the usual ones.
+    """
+    import torch
+
+    from reidfast.models import create_model, is_trained, list_models, load_trained
 
     if args.weights and not args.model:
         raise ValueError("--weights: expected --model beside it, got none")
-    import torch
-
-    torch.manual_seed(0)
-    options = key_values(args.model_option, "--model-option")
-    model = create_model(args.model, weights=args.weights, strict=not args.not_strict, **options)
-    if not args.weights and any(True for _ in model.parameters()):
-        print(f"note: no --weights: {args.model} has random parameters (seed 0)", file=sys.stderr)
+    card: dict[str, Any] = {}
+    if args.model not in list_models() and is_trained(args.model):
+        if args.weights or args.model_option or args.not_strict:
+            raise ValueError(
+                f"--model: {args.model} is a run, whose card says all; leave out the model's other options"
+            )
+        model, card, _ = load_trained(args.model)
+    else:
+        if not args.weights and looks_like_a_path(args.model):
+            raise FileNotFoundError(f"--model: expected the name of a model or a run, got {args.model}: no such file")
+        torch.manual_seed(0)
+        options = key_values(args.model_option, "--model-option")
+        model = create_model(args.model, weights=args.weights, strict=not args.not_strict, **options)
+        if not args.weights and any(True for _ in model.parameters()):
+            print(f"note: no --weights: {args.model} has random parameters (seed 0)", file=sys.stderr)
+    if args.size is None:
+        args.size = tuple(card.get("size") or (256, 128))
+    if args.filter is None:
+        args.filter = card.get("filter") or "bilinear"
     return model
+
+
+def looks_like_a_path(name: str) -> bool:
+    """Whether a name cannot be a model's."""
+    return Path(name).suffix in (".ckpt", ".safetensors", ".pt", ".pth", ".npz") or "/" in name.removeprefix("timm:")
 
 
 def run_extract(args: argparse.Namespace, data: Any, out: Path | None, *, overwrite: bool = False) -> Any:

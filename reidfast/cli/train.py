@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from typing import Any
 
 from ._common import add_command
@@ -32,12 +34,23 @@ def run(args: argparse.Namespace) -> int:
     from reidfast.engine.training import train
 
     metrics = train(parse(args.method, args.settings))
-    if args.json:
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
+    if not several or os.environ.get("RANK") == "0":
+        show(metrics, args.json)
+    if several:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)  # gloo's threads may abort an interpreter that is shutting down
+    return 0
+
+
+def show(metrics: dict[str, Any], as_json: bool) -> None:
+    """Print the scores."""
+    if as_json:
         print(json.dumps(metrics))
-        return 0
+        return
     rows = ([{"epoch": 0, **metrics["before"]}] if metrics["before"] else []) + metrics["history"]
     for row in rows:
         scores = "   ".join(f"{name} {100 * value:5.1f}" for name, value in row.items() if name != "epoch")
         print(f"epoch {int(row['epoch']):>4}   {scores}")
     print(f"weights, checkpoints and logs: {metrics['config']['out']}")
-    return 0

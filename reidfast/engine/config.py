@@ -23,35 +23,47 @@ class DataConfig:
     """What is trained and evaluated on.
 
     Args:
-        name: Of the data set (`reidfast data list`), a .json or a .csv.
-        root: Where it is; None: REIDFAST_DATA.
-        options: Of the reader.
+        name: Of the data set (`reidfast data list`), a .json or a .csv; or a list of them, whose training images are
+            put together, identities and cameras kept apart.
+        root: Where it is; None: REIDFAST_DATA. For several names: one for all, or a list.
+        options: Of the reader. For several names: the same for all, or a list.
+        targets: Names of what is evaluated; empty: what is trained on.
+        target_root: Their root; None: `root`.
+        target_options: Of their readers.
         height: Of the input.
         width: Of the input.
-        ids: Identities P in a step.
+        ids: Identities P in a step of each process; no two processes see the same one.
         images: Images K of each.
+        split_ids: Let `ids` be those of all processes together: the same batches as one process has.
         camera_aware: Deal the images of an identity over its cameras.
         flip: Probability of the mirror image.
         pad: Pixels of padding before the crop.
         erase: Probability of random erasing.
         filter: Of resizing.
         cache: Keep decoded images, resized, in one memory-mapped file.
+        augment: "image": each on its own in the loader, drawn from (seed, epoch, row); "batch": the whole batch at once
+            on the training device, from the cache (faster).
         workers: Loader processes; 0: in the training process.
     """
 
-    name: str = "synthetic"
-    root: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
+    name: str | list[str] = "synthetic"
+    root: str | list[str | None] | None = None
+    options: dict[str, Any] | list[dict[str, Any]] = field(default_factory=dict)
+    targets: list[str] = field(default_factory=list)
+    target_root: str | list[str | None] | None = None
+    target_options: dict[str, Any] | list[dict[str, Any]] = field(default_factory=dict)
     height: int = 256
     width: int = 128
     ids: int = 16
     images: int = 4
+    split_ids: bool = False
     camera_aware: bool = False
     flip: float = 0.5
     pad: int = 10
     erase: float = 0.5
     filter: str = "bilinear"
     cache: bool = True
+    augment: Literal["image", "batch"] = "image"
     workers: int = 0
 
 
@@ -116,7 +128,8 @@ class RunConfig:
         evaluate_every: Epochs between evaluations; the last epoch is always evaluated.
         protocol: Of the evaluation.
         accelerator: Of Lightning: "auto", "cpu", "gpu".
-        devices: How many, or "auto". Several processes on the CPU: start with torchrun.
+        devices: How many, or "auto". Several processes: start with torchrun, which says how many.
+        sync_batch_norm: Over several processes, batch norms take the statistics of the global batch.
         precision: Of Lightning: "32-true", "bf16-mixed", "16-mixed".
         deterministic: Only deterministic algorithms.
         resume: Go on from `out`/last.ckpt where it is there.
@@ -128,6 +141,7 @@ class RunConfig:
     protocol: str = "market1501"
     accelerator: str = "auto"
     devices: int | str = 1
+    sync_batch_norm: bool = True
     precision: str = "32-true"
     deterministic: bool = True
     resume: bool = False

@@ -308,6 +308,8 @@ def _decoded(
 def _features(model: nn.Module, images: Tensor, device: torch.device, dtype: str, flip: bool) -> NDArray[Any]:
     x = images.to(device).permute(0, 3, 1, 2).contiguous().to(torch.float32).div_(255)
     x = normalize(x) if device.type == "cpu" else _normalize_on(x)
+    first = next(model.parameters(), None)
+    x = x.double() if first is not None and first.dtype == torch.float64 else x
     found = _one_feature(model(x), len(x))
     if flip:
         found = (found + _one_feature(model(x.flip(3)), len(x))) / 2

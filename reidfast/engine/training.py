@@ -6,12 +6,20 @@ from __future__ import annotations
 
 import json
 import logging
+import os
+import warnings
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
 
 from reidfast._files import write_whole
+
+# Lightning's advice that does not apply here.
+QUIET = (".*Checkpoint directory .* exists and is not empty", ".*LeafSpec", ".*number of training batches")
 
 
 def train(config: Any) -> dict[str, Any]:
@@ -36,10 +44,14 @@ def train(config: Any) -> dict[str, Any]:
         from lightning.pytorch.loggers import TensorBoardLogger
     except ImportError as error:
         raise ImportError('train: lightning is missing; pip install "reidfast[train]"') from error
-    from reidfast.data import load
+    from reidfast.engine.sources import load_sources
     from reidfast.models import save_weights
+    from reidfast.nn import convert_sync_batch_norm
 
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    for words in QUIET:
+        warnings.filterwarnings("ignore", message=words)
+    launched = join_processes(config.accelerator)
     out = Path(config.out)
     last = out / "last.ckpt"
     if last.exists() and not config.resume:
@@ -49,7 +61,7 @@ def train(config: Any) -> dict[str, Any]:
     if hasattr(method, "load"):
         data = method.load(config)
     else:
-        data = load(config.data.name, config.data.root, **config.data.options)
+        data = load_sources(config.data)
     task, module = method.build(config, data)
     checkpoints: list[Any] = [
         ModelCheckpoint(
@@ -65,7 +77,9 @@ def train(config: Any) -> dict[str, Any]:
     trainer = lightning.Trainer(
         max_epochs=config.optim.epochs,
         accelerator=config.accelerator,
-        devices=config.devices,
+        devices=launched.local if launched else config.devices,
+        num_nodes=launched.nodes if launched else 1,
+        strategy="ddp_find_unused_parameters_true" if task.find_unused_parameters and launched else "auto",
         precision=config.precision,  # type: ignore[arg-type]
         deterministic=config.deterministic,
         gradient_clip_val=config.optim.clip or None,
@@ -76,7 +90,11 @@ def train(config: Any) -> dict[str, Any]:
         log_every_n_steps=10,
         enable_model_summary=False,
     )
-    if last.exists():
+    task.to(trainer.strategy.root_device)
+    if trainer.world_size > 1 and config.sync_batch_norm:
+        convert_sync_batch_norm(task)
+    resumed = last.exists()
+    if resumed:
         before = json.loads((out / "before.json").read_text())
     else:
         task.prepare(module)
@@ -84,13 +102,36 @@ def train(config: Any) -> dict[str, Any]:
         out.mkdir(parents=True, exist_ok=True)
     if trainer.is_global_zero:
         _write_json(out / "before.json", before)
-    trainer.fit(task, module, ckpt_path=str(last) if last.exists() else None)
+    trainer.fit(task, module, ckpt_path=str(last) if resumed else None)
     metrics = {"before": before, "history": task.history, "config": asdict(config)}
     if trainer.is_global_zero:
         save_weights(task.model, out / "weights.safetensors")
-        _write_json(out / "card.json", {"data": config.data.name, **task.card()})
+        _write_json(out / "card.json", task.whole_card())
         _write_json(out / "metrics.json", metrics)
+    if launched:
+        dist.barrier()
+        dist.destroy_process_group()
     return metrics
+
+
+class Launched(NamedTuple):
+    """What torchrun started: processes on this machine, and machines."""
+
+    local: int
+    nodes: int
+
+
+def join_processes(accelerator: str = "auto") -> Launched | None:
+    """Join the processes that torchrun started, before anything is computed; None in a process on its own."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
+        return None
+    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+    if not dist.is_initialized():
+        gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
+        if gpu:
+            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+        dist.init_process_group("nccl" if gpu else "gloo")
+    return Launched(local, world // local)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -33,6 +33,7 @@ from .baselines import IDE, PCB, Baseline, StrongBaseline
 from .drsta import DRSTA, drsta
 from .qan import QAN, qan
 from .rru_stim import RRUSTIM, rru_stim
+from .trained import Trained, is_trained, load_trained, read_card
 from .video import VideoModel, feature_grid
 from .weights import Loaded, WeightsError, load_weights, read_weights, save_weights, unfold_batch_norms
 
@@ -52,12 +53,16 @@ __all__ = [
     "OSNet",
     "ResNet",
     "StrongBaseline",
+    "Trained",
     "VideoModel",
     "WeightsError",
     "create_model",
     "feature_grid",
+    "is_trained",
     "list_models",
+    "load_trained",
     "load_weights",
+    "read_card",
     "read_weights",
     "register_model",
     "save_weights",

@@ -22,7 +22,8 @@ __all__ = ["Loaded", "WeightsError", "load_weights", "read_weights", "save_weigh
 
 SUFFIXES = (".npz", ".safetensors", ".pt", ".pth")
 NESTS = ("state_dict", "model_state_dict", "model", "net")
-PREFIXES = ("module.", "_orig_mod.", "backbone.", "base.")
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.", "base.")
+READABLE = (*SUFFIXES, ".ckpt")
 SHOWN = 4
 
 
@@ -43,8 +44,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     """The named tensors of a checkpoint, on the CPU, without running any code that the file may hold.
 
     Args:
-        path: `.npz` (read without pickle), `.safetensors`, `.pt` or `.pth` (read with `weights_only=True`). A training
-            checkpoint that keeps its parameters under `state_dict`, `model_state_dict`, `model` or `net` is opened.
+        path: `.npz` (read without pickle), `.safetensors`, `.pt`, `.pth` or `.ckpt` (read with `weights_only=True`). A
+            training checkpoint that keeps its parameters under `state_dict`, `model_state_dict`, `model` or `net` is
+            opened.
 
     Raises:
         FileNotFoundError: No such file.
@@ -54,8 +56,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
     if not path.is_file():
         what = "is a folder" if path.is_dir() else "does not exist"
         raise FileNotFoundError(f"load_weights: expected a file of weights, but {path} {what}")
-    if path.suffix not in SUFFIXES:
-        raise WeightsError(f"load_weights: expected a file ending in {', '.join(SUFFIXES)}, got {path.name}")
+    if path.suffix not in READABLE:
+        raise WeightsError(f"load_weights: expected a file ending in {', '.join(READABLE)}, got {path.name}")
     try:
         if path.suffix == ".npz":
             with np.load(path, allow_pickle=False) as arrays:
@@ -89,8 +91,8 @@ def load_weights(
 ) -> Loaded:
     """Copy the parameters of a file into `model`.
 
-    Prefixes that wrappers leave on every key (`module.`, `_orig_mod.`, `backbone.`, `base.`) are removed where that
-    makes keys match. Counters `num_batches_tracked` may be absent. Nothing is copied if the call raises.
+    Prefixes that wrappers leave on every key (`module.`, `_orig_mod.`, `model.`, `backbone.`, `base.`) are removed
+    where that makes keys match. Counters `num_batches_tracked` may be absent. Nothing is copied if the call raises.
 
     Args:
         model: Any module; a `Backbone` also translates other public key names of its network.
@@ -110,12 +112,23 @@ def load_weights(
             both of them. Not strict: nothing at all fits.
     """
     state = read_weights(path)
-    own = model.state_dict()
-    state = _strip(state, own)
+    state = _strip(state, model.state_dict())
     translate = getattr(model, "translate_keys", None)
     if translate is not None:
         state = translate(state)
     dropped = tuple(drop) + (tuple(getattr(model, "classifier_prefixes", ("classifier.",))) if drop_classifier else ())
+    return fit_state(model, state, path, strict, dropped)
+
+
+def fit_state(
+    model: nn.Module,
+    state: dict[str, Tensor],
+    path: str | os.PathLike[str],
+    strict: bool = True,
+    dropped: tuple[str, ...] = (),
+) -> Loaded:
+    """Copy named tensors into `model`, as `load_weights` does; `path` is what messages call them."""
+    own = model.state_dict()
     kept_by_model = tuple(prefix for prefix in dropped if any(key.startswith(prefix) for key in own))
     if kept_by_model:
         own = {key: value for key, value in own.items() if not key.startswith(kept_by_model)}

@@ -11,6 +11,7 @@ from reidfast.nn.patch_generator import PatchGenerator
 from reidfast.nn.quality import QualityPool, QualityUnit
 from reidfast.nn.rru import RRU, RRUState
 from reidfast.nn.stim import STIM, STIMState
+from reidfast.nn.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
 from reidfast.nn.temporal import TemporalAttention, TimePool
 
 __all__ = [
@@ -23,10 +24,9 @@ __all__ = [
     "QualityUnit",
     "RRUState",
     "STIMState",
+    "SyncBatchNorm",
     "TemporalAttention",
     "TimePool",
-from reidfast.nn.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
-    "SyncBatchNorm",
     "convert_sync_batch_norm",
     "gather_rows",
 ]

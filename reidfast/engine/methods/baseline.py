@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-import lightning
 import torch
 from torch import Tensor
 
@@ -17,6 +16,7 @@ from reidfast.engine.task import ReidDataModule, ReidTask, optimizer_and_schedul
 from reidfast.losses import CentreLoss, CrossEntropyLoss, TripletLoss
 from reidfast.models import create_model, unfold_batch_norms
 from reidfast.models.baselines import Baseline
+from reidfast.nn import gather_rows
 
 
 @dataclass
@@ -75,15 +75,16 @@ class BaselineTask(ReidTask):
             generator = torch.Generator().manual_seed(config.seed)
             self.centre = CentreLoss(num_classes, model.feature_size, generator=generator)
 
-    def prepare(self, module: lightning.LightningDataModule) -> None:
+    def prepare(self, module: Any) -> None:
         """Undo folded batch norms."""
         if self.config.model.unfold:
             unfold(self.model.backbone, module, self.config.model.unfold)
 
     def card(self) -> dict[str, Any]:
-        """The settings of the model, its classes and the size of its input."""
-        c = self.config
-        return {"model": asdict(c.model), "classes": self.num_classes, "size": [c.data.height, c.data.width]}
+        """Head and backbone."""
+        m = self.config.model
+        options = {"num_classes": self.num_classes, "backbone": m.backbone, "backbone_options": m.options}
+        return {"model": {"name": m.head, "options": options | m.head_options}}
 
     def configure_optimizers(self) -> Any:
         """Adam or SGD, the backbone at its own rate, the schedule by epoch."""
@@ -101,7 +102,7 @@ class BaselineTask(ReidTask):
         total = sum(self.cross_entropy(out.logits[:, p], labels) for p in range(parts))
         logged = {"loss/cross_entropy": total.detach()}
         if self.triplet is not None:
-            triplet = self.triplet(out.features, labels)
+            triplet = self.triplet(gather_rows(out.features), gather_rows(labels))
             total = total + weights.triplet * triplet
             logged["loss/triplet"] = triplet.detach()
         if self.centre is not None:
@@ -118,15 +119,9 @@ class BaselineTask(ReidTask):
             self.centre.step_centres(self.config.loss.centre)
 
 
-def unfold(backbone: Any, module: Any, images: int) -> None:
-    """`unfold_batch_norms` over the first training images that the data module's loader gives."""
-    batches, seen = [], 0
-    for batch in module.loader(0):
-        batches.append(batch[0])
-        seen += len(batch[0])
-        if seen >= images:
-            break
-    unfold_batch_norms(backbone, torch.cat(batches)[:images])
+def unfold(backbone: Any, module: ReidDataModule, images: int) -> None:
+    """`unfold_batch_norms` over so many training images."""
+    unfold_batch_norms(backbone, module.plain_images(images))
 
 
 def build(config: Config, data: ReidData) -> tuple[BaselineTask, ReidDataModule]:
