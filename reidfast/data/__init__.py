@@ -18,7 +18,7 @@ from reidfast.data.clips import SetBatch, TrackletDataset, TripletSetSampler, co
 from reidfast.data.images import EvalTransform, ImageDataset, decode
 from reidfast.data.records import Record, Records, ReidData, concatenate, split_identities
 from reidfast.data.registry import DataWarning, data_root, load, names
-from reidfast.data.samplers import IdentitySampler, ShuffleSampler, shard
+from reidfast.data.samplers import IdentitySampler, PairSampler, ShuffleSampler, shard
 from reidfast.data.search import Queries, Scenes, SearchData, load_search, search_names
 from reidfast.data.synthetic import Track, World, contact_sheet, write_synthetic, write_synthetic_tracklets
 from reidfast.data.tracklets import Tracklet, Tracklets
@@ -31,6 +31,7 @@ __all__ = [
     "IdentitySampler",
     "ImageCache",
     "ImageDataset",
+    "PairSampler",
     "Queries",
     "Record",
     "Records",

@@ -226,7 +226,7 @@ class IdentitySampler(_Schedule):
         rng = self._rng(epoch, 2)
         batches = self._draw_rounds(rng) if self.steps is not None else self._draw_epoch(rng)
         table = np.array(batches, np.int64).reshape(len(batches), self.world * self.p * self.k)
-        return self._mark(table) if self.mark_repeats else table
+        return _mark(table, self.n) if self.mark_repeats else table
 
     def _take(self, candidates: Ints, rng: np.random.Generator) -> Ints:
         """Identities of one global step out of those there are, [world * p]."""
@@ -279,10 +279,52 @@ class IdentitySampler(_Schedule):
             batches.append(np.concatenate(step))
         return batches
 
-    def _mark(self, table: Ints) -> Ints:
-        flat = table.reshape(-1)
-        order = np.argsort(flat, kind="stable")
-        starts = np.flatnonzero(np.r_[True, np.diff(flat[order]) != 0])
-        copy = np.empty(len(flat), np.int64)
-        copy[order] = np.arange(len(flat)) - np.repeat(starts, np.diff(np.r_[starts, len(flat)]))
-        return (flat + copy * self.n).reshape(table.shape)
+
+class PairSampler(_Schedule):
+    """Every row once an epoch in a new order, each followed by a random row of its identity (perhaps the same one).
+
+    A batch is [row, partner, row, partner, ...]; rows that come again in an epoch are marked (`row + copy * n`), for
+    `ImageDataset` to transform each copy differently. The supervised pre-training of PAUL (Yang et al., CVPR 2019).
+
+    Args:
+        pids: Identity of each row.
+        batch: Pairs a step and rank. The last global batch is filled with rows of the epoch's beginning.
+        seed: Of everything drawn.
+        rank: Default: torch.distributed's, or 0.
+        world: Number of ranks; default: torch.distributed's, or 1.
+    """
+
+    def __init__(
+        self, pids: ArrayLike, batch: int, *, seed: int = 0, rank: int | None = None, world: int | None = None
+    ) -> None:
+        super().__init__(seed, rank, world)
+        values = np.asarray(pids)
+        if values.ndim != 1 or values.dtype.kind not in "iu" or len(values) == 0 or batch < 1:
+            raise ValueError(
+                "PairSampler: expected integer pids of shape (n,), n >= 1, and batch >= 1, "
+                f"got {values.dtype} {values.shape} and {batch}"
+            )
+        self.n, self.batch = len(values), int(batch)
+        self._by_identity = np.argsort(values, kind="stable").astype(np.int64)
+        _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+        starts = np.cumsum(counts) - counts
+        self._start, self._count = starts[inverse], counts[inverse]  # of each row's identity in `_by_identity`
+
+    def _draw(self, epoch: int) -> Ints:
+        rng = self._rng(epoch, 3)
+        size = self.batch * self.world
+        steps = math.ceil(self.n / size)
+        rows = np.resize(np.argsort(rng.random(self.n), kind="stable"), steps * size)
+        place = (rng.random(len(rows)) * self._count[rows]).astype(np.int64)
+        partners = self._by_identity[self._start[rows] + np.minimum(place, self._count[rows] - 1)]
+        return _mark(np.stack([rows, partners], 1).reshape(steps, 2 * size).astype(np.int64), self.n)
+
+
+def _mark(table: Ints, n: int) -> Ints:
+    """`row + copy * n` for the second and later copies of a row."""
+    flat = table.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    starts = np.flatnonzero(np.r_[True, np.diff(flat[order]) != 0])
+    copy = np.empty(len(flat), np.int64)
+    copy[order] = np.arange(len(flat)) - np.repeat(starts, np.diff(np.r_[starts, len(flat)]))
+    return (flat + copy * n).reshape(table.shape)

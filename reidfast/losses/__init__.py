@@ -10,17 +10,20 @@ from reidfast.losses.cross_entropy import CrossEntropyLoss
 from reidfast.losses.diversity import DiversityLoss, KLDiversityLoss
 from reidfast.losses.ipfl import IPFL
 from reidfast.losses.oim import OIMLoss
+from reidfast.losses.pedal import PEDAL
 from reidfast.losses.rru_stim import RRUSTIMLoss
 from reidfast.losses.set_triplet import SetTripletLoss
-from reidfast.losses.triplet import TripletLoss
+from reidfast.losses.triplet import NearestPositiveTripletLoss, TripletLoss
 
 __all__ = [
     "IPFL",
+    "PEDAL",
     "CentreLoss",
     "CircleLoss",
     "CrossEntropyLoss",
     "DiversityLoss",
     "KLDiversityLoss",
+    "NearestPositiveTripletLoss",
     "OIMLoss",
     "RRUSTIMLoss",
     "SetTripletLoss",

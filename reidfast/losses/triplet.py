@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -57,6 +58,72 @@ class TripletLoss(nn.Module):
         usable = (hard.i_ap >= 0) & (hard.i_an >= 0)
         gap = (hard.d_ap - hard.d_an).where(usable, 0)
         losses = functional.softplus(gap) if self.margin is None else (self.margin + gap).relu()
+        return losses.where(usable, 0).sum() / usable.sum().clamp(min=1)
+
+    def extra_repr(self) -> str:
+        """Settings, for printing."""
+        return f"margin={self.margin}, normalize={self.normalize}"
+
+
+class NearestPositiveTripletLoss(nn.Module):
+    """Each anchor's nearest positive against its nearest negative: the triplet loss of PAUL's supervised pre-training.
+
+        d(i, j) = sqrt(||x_i - x_j||^2 + eps)
+        mean_i max(0, margin + min over j != i, y_j = y_i of d(i, j) - min over y_j != y_i of d(i, j))
+
+    Yang et al., "Patch-based Discriminative Feature Learning for Unsupervised Person Re-identification", CVPR 2019, as
+    in the authors' code. The mean goes over the anchors that have both; a batch without any gives 0.
+
+    Args:
+        margin: The margin.
+        normalize: Whether to scale rows to unit length first.
+        eps: Added to squared distances: a row and its copy have a finite gradient.
+
+    Example:
+        >>> import torch
+        >>> loss = NearestPositiveTripletLoss(margin=0.5, normalize=False)
+        >>> loss(torch.tensor([[0.0], [1.0], [3.0], [4.0]]), torch.tensor([0, 0, 1, 1]))
+        tensor(0.)
+    """
+
+    def __init__(self, margin: float = 1.0, *, normalize: bool = True, eps: float = 1e-5) -> None:
+        super().__init__()
+        if not margin >= 0 or not eps > 0:
+            raise ValueError(
+                f"NearestPositiveTripletLoss: expected margin >= 0 and eps > 0, got margin={margin}, eps={eps}"
+            )
+        self.margin, self.normalize, self.eps = margin, normalize, eps
+
+    def forward(self, features: Tensor, pids: Tensor) -> Tensor:
+        """Loss of one batch.
+
+        Args:
+            features: Embeddings (B, D).
+            pids: Identities (B,).
+
+        Returns:
+            Scalar, float32 for half features.
+        """
+        if features.dim() != 2 or pids.shape != features.shape[:1]:
+            raise ValueError(
+                "NearestPositiveTripletLoss: expected features (B, D) and pids (B,), "
+                f"got {tuple(features.shape)} and {tuple(pids.shape)}"
+            )
+        if len(features) < 2:
+            return features.sum(dtype=torch.promote_types(features.dtype, torch.float32)) * 0
+        x = features.to(torch.promote_types(features.dtype, torch.float32))
+        if self.normalize:
+            x = functional.normalize(x, dim=1)
+        same = pids[:, None] == pids
+        alone = same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+        with torch.no_grad():  # the choice; what is chosen is computed again, from the rows themselves
+            between = torch.cdist(x, x)
+            to_positive, positive = between.where(alone, torch.inf).min(1)
+            to_negative, negative = between.where(~same, torch.inf).min(1)
+            usable = to_positive.isfinite() & to_negative.isfinite()
+        d_ap = ((x - x[positive]).square().sum(1) + self.eps).sqrt()
+        d_an = ((x - x[negative]).square().sum(1) + self.eps).sqrt()
+        losses = (self.margin + d_ap - d_an).relu()
         return losses.where(usable, 0).sum() / usable.sum().clamp(min=1)
 
     def extra_repr(self) -> str:

@@ -30,7 +30,9 @@ from .backbones import (
     timm_backbone,
 )
 from .baselines import IDE, PCB, Baseline, StrongBaseline
+from .cluster_contrast import ClusterContrast
 from .drsta import DRSTA, drsta
+from .paul import PatchNet
 from .qan import QAN, qan
 from .rru_stim import RRUSTIM, rru_stim
 from .trained import Trained, is_trained, load_trained, read_card
@@ -46,11 +48,13 @@ __all__ = [
     "Adapter",
     "Backbone",
     "Baseline",
+    "ClusterContrast",
     "ColorStripes",
     "InceptionV3",
     "Loaded",
     "MobileNetV2",
     "OSNet",
+    "PatchNet",
     "ResNet",
     "StrongBaseline",
     "Trained",
@@ -128,21 +132,19 @@ def create_model(
     return model
 
 
-def _baseline(
-    kind: type[Baseline],
+def _over_backbone(
+    kind: Callable[..., nn.Module],
     *,
-    num_classes: int | None = None,
     backbone: str | nn.Module = "resnet50",
     backbone_weights: str | os.PathLike[str] | None = None,
     backbone_options: dict[str, Any] | None = None,
     **options: Any,
-) -> Baseline:
-    if num_classes is None or num_classes < 1:
-        raise ValueError(f"create_model: expected num_classes, the number of training identities, got {num_classes}")
+) -> nn.Module:
+    """`kind(backbone, **options)` with the backbone made from its name."""
     if isinstance(backbone, str):
         made = create_model(backbone, weights=backbone_weights, **(backbone_options or {}))
         if not isinstance(made, Backbone):
-            raise ValueError(f"create_model: expected a backbone below a baseline, got {backbone!r}")
+            raise ValueError(f"create_model: expected a backbone below a baseline or method, got {backbone!r}")
         backbone = made
     elif not isinstance(backbone, Backbone):
         if backbone_weights is not None:
@@ -150,7 +152,13 @@ def _baseline(
         backbone = Adapter(backbone, **(backbone_options or {}))
     elif backbone_weights is not None or backbone_options:
         raise ValueError("create_model: expected backbone_weights and backbone_options beside the name of a backbone")
-    return kind(backbone, num_classes, **options)  # type: ignore[call-arg]
+    return kind(backbone, **options)
+
+
+def _baseline(kind: type[Baseline], *, num_classes: int | None = None, **options: Any) -> nn.Module:
+    if num_classes is None or num_classes < 1:
+        raise ValueError(f"create_model: expected num_classes, the number of training identities, got {num_classes}")
+    return _over_backbone(kind, num_classes=num_classes, **options)
 
 
 def _classes_in(weights: str | os.PathLike[str]) -> int:
@@ -163,6 +171,8 @@ def _classes_in(weights: str | os.PathLike[str]) -> int:
 _BASELINES: dict[str, type[Baseline]] = {"ide": IDE, "strong_baseline": StrongBaseline, "pcb": PCB}
 for _name, _kind in _BASELINES.items():
     register_model(_name, partial(_baseline, _kind))
+register_model("paul", partial(_over_backbone, PatchNet))
+register_model("cluster_contrast", partial(_over_backbone, ClusterContrast))
 for _name, _channels in OSNET_CHANNELS.items():
     register_model(_name, partial(OSNet, _channels))
 register_model("osnet_ibn_x1_0", partial(OSNet, OSNET_CHANNELS["osnet_x1_0"], instance_norm=True))

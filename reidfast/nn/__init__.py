@@ -7,7 +7,7 @@ from __future__ import annotations
 from reidfast.nn.diverse_attention import DiverseAttention
 from reidfast.nn.gather import gather_rows
 from reidfast.nn.memory_bank import MemoryBank
-from reidfast.nn.patch_generator import PatchGenerator
+from reidfast.nn.patch_generator import FixedPatches, PatchGenerator
 from reidfast.nn.quality import QualityPool, QualityUnit
 from reidfast.nn.rru import RRU, RRUState
 from reidfast.nn.stim import STIM, STIMState
@@ -18,6 +18,7 @@ __all__ = [
     "RRU",
     "STIM",
     "DiverseAttention",
+    "FixedPatches",
     "MemoryBank",
     "PatchGenerator",
     "QualityPool",

@@ -84,6 +84,14 @@ class MemoryBank(nn.Module):
         ops.memory_update_(self.bank, indices, values, momentum=self.momentum, normalize=self.normalize)
 
     @torch.no_grad()
+    def write_or_update(self, indices: Tensor, values: Tensor) -> None:
+        """Rows that were never written become ``values``, the others blend with them (PAUL's image centres)."""
+        filled = self.filled[indices.clamp(min=0)]
+        known = torch.where(filled, indices, -1)
+        self.write(torch.where(filled, -1, indices), values)
+        self.update(known, values)
+
+    @torch.no_grad()
     def initialize(self, batches: Iterable[tuple[Any, Tensor]], embed: Callable[[Any], Tensor]) -> None:
         """One pass over the training set that writes every row.
 

@@ -1,13 +1,84 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""The patch generation network of PAUL."""
+"""Patches of a feature map: PAUL's patch generation network, and patches that are fixed."""
 
 from __future__ import annotations
+
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from reidfast.ops import pool_patches, sample_patches
+
+
+def horizontal_stripes(patches: int) -> Tensor:
+    """Transforms (M, 2, 3) of M stripes from top to bottom: theta_m = [[1, 0, 0], [0, 1/M, (2m + 1)/M - 1]]."""
+    theta = torch.zeros(patches, 2, 3, dtype=torch.float64)
+    theta[:, 0, 0] = 1
+    theta[:, 1, 1] = 1 / patches
+    theta[:, 1, 2] = (2 * torch.arange(patches, dtype=torch.float64) + 1) / patches - 1
+    return theta.float()
+
+
+def random_boxes(patches: int, seed: int = 0) -> Tensor:
+    """Transforms (M, 2, 3) of M boxes inside the map: height U(0.2, 0.5) and width U(0.5, 1) of it, anywhere inside."""
+    draws = torch.rand(patches, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    width, height = 0.5 + 0.5 * draws[:, 0], 0.2 + 0.3 * draws[:, 1]
+    theta = torch.zeros(patches, 2, 3, dtype=torch.float64)
+    theta[:, 0, 0], theta[:, 1, 1] = width, height
+    theta[:, 0, 2] = (1 - width) * (2 * draws[:, 2] - 1)
+    theta[:, 1, 2] = (1 - height) * (2 * draws[:, 3] - 1)
+    return theta.float()
+
+
+class FixedPatches(nn.Module):
+    """The same M patches of every feature map, in ``PatchGenerator``'s place; nothing is learned.
+
+    Args:
+        patches: How many, M.
+        kind: "stripes", M horizontal ones from top to bottom, or "random", M boxes drawn once.
+        size: As in ``PatchGenerator``.
+        align_corners: As in ``reidfast.ops.sample_patches``.
+        seed: Of random boxes.
+
+    Example:
+        >>> FixedPatches(6)(torch.randn(2, 8, 24, 8)).shape
+        torch.Size([2, 6, 8])
+    """
+
+    theta: Tensor
+
+    def __init__(
+        self,
+        patches: int = 6,
+        *,
+        kind: Literal["stripes", "random"] = "stripes",
+        size: int | tuple[int, int] | None = None,
+        align_corners: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if kind not in ("stripes", "random"):
+            raise ValueError(f"FixedPatches: expected kind stripes or random, got {kind!r}")
+        self.patches, self.kind, self.size, self.align_corners = patches, kind, size, align_corners
+        self.register_buffer("theta", horizontal_stripes(patches) if kind == "stripes" else random_boxes(patches, seed))
+
+    def transforms(self, features: Tensor) -> Tensor:
+        """Feature maps (B, C, H, W) -> theta (B, M, 2, 3)."""
+        return self.theta.expand(len(features), -1, -1, -1)
+
+    def sample(self, features: Tensor) -> Tensor:
+        """Feature maps (B, C, H, W) -> the patches themselves, (B, M, C, h, w)."""
+        return sample_patches(features, self.transforms(features), self.size, align_corners=self.align_corners)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Feature maps (B, C, H, W) -> mean of every patch, (B, M, C)."""
+        return pool_patches(features, self.transforms(features), self.size, align_corners=self.align_corners)
+
+    def extra_repr(self) -> str:
+        """Settings, for printing."""
+        return f"{self.patches}, kind={self.kind!r}"
 
 
 class PatchGenerator(nn.Module):
@@ -65,12 +136,7 @@ class PatchGenerator(nn.Module):
 
     def stripes(self) -> Tensor:
         """The initial transforms, (M, 2, 3) float32: M horizontal stripes from top to bottom."""
-        m = self.patches
-        theta = torch.zeros(m, 2, 3, dtype=torch.float64)
-        theta[:, 0, 0] = 1
-        theta[:, 1, 1] = 1 / m
-        theta[:, 1, 2] = (2 * torch.arange(m, dtype=torch.float64) + 1) / m - 1
-        return theta.float()
+        return horizontal_stripes(self.patches)
 
     def transforms(self, features: Tensor) -> Tensor:
         """Feature maps (B, C, H, W), at least 3 x 3 -> theta (B, M, 2, 3)."""
