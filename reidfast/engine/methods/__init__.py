@@ -15,7 +15,12 @@ from importlib import import_module
 from types import ModuleType
 
 METHODS: dict[str, str] = {
+    "cluster_contrast": "cluster_contrast",
     "ide": "baseline",
+    "paul": "paul",
+    "paul-osnet": "paul",
+    "paul-paper": "paul",
+    "paul-source": "paul_source",
     "pcb": "baseline",
     "strong_baseline": "baseline",
 }

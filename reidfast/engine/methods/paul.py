@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -26,7 +27,7 @@ from reidfast.engine.task import ReidTask
 from reidfast.losses import IPFL, PEDAL
 from reidfast.models import create_model, load_weights, unfold_batch_norms
 from reidfast.models.paul import PatchNet
-from reidfast.nn import MemoryBank, gather_rows
+from reidfast.nn import MemoryBank
 
 MEMORY_PASS = 2**31 - 1  # the epoch that the pass over the images before the first epoch draws as
 
@@ -109,7 +110,8 @@ class PatchLossConfig:
         margin: Of IPFL.
         r: Of the cyclic ranking.
         candidates: Of the cyclic ranking.
-        ipfl_embedding: "official": cosines with the frozen embedding layers; "concat": the patches' features (the paper).
+        ipfl_embedding: "official": cosines with the frozen embedding layers; "concat": the patches' features (the
+            paper).
         centre_momentum: Weight of the old image centre.
     """
 
@@ -290,14 +292,13 @@ class PaulTask(ReidTask):
         self.model.train()
         for images, _, _, rows in module.memory_loader():
             features = self.model(images.to(self.device)).features
-            self.memory.write(gather_rows(rows.to(self.device)), _gather_parts(features))
+            self.memory.write(gather(rows.to(self.device)), _gather_parts(features))
         if not bool(self.memory.filled.all()):
             raise RuntimeError("paul: the pass over the training images left rows of the memory unwritten")
 
     def card(self) -> dict[str, Any]:
-        """The settings of the model and the size of its input."""
-        c = self.config
-        return {"model": asdict(c.model), "size": [c.data.height, c.data.width]}
+        """How to make the model again."""
+        return {"model": {"name": "paul", "options": model_options(self.config)}}
 
     def configure_optimizers(self) -> Any:
         """SGD or Adam, the backbone at its own rate, the schedule by epoch."""
@@ -324,7 +325,7 @@ class PaulTask(ReidTask):
                 self.model(views.flatten(0, 1))
             return None
         features = self.model(views.flatten(0, 1)).features  # [M, B * views, d]
-        all_rows = gather_rows(rows)
+        all_rows = gather(rows)
         weights = self.config.loss
         total = features.sum() * 0
         logged = {}
@@ -337,7 +338,7 @@ class PaulTask(ReidTask):
         if self.ipfl is not None:
             embeddings = self.embedding(features)
             means = embeddings.detach().float().view(size, count, -1).mean(1)
-            self.centres.write_or_update(all_rows, gather_rows(means))
+            self.centres.write_or_update(all_rows, gather(means))
             own = torch.arange(size, device=rows.device).repeat_interleave(count)
             loss = self.ipfl(embeddings, self.centres.bank[rows], own)
             total = total + weights.ipfl * loss
@@ -346,9 +347,18 @@ class PaulTask(ReidTask):
         return total
 
 
+def gather(x: Tensor) -> Tensor:
+    """The rows of all processes, in rank order, without gradient; with one process `x` itself."""
+    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    pieces = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+    dist.all_gather(pieces, x.contiguous())
+    return torch.cat(pieces)
+
+
 def _gather_parts(features: Tensor) -> Tensor:
     """Features [M, B, d] of all processes, [M, W B, d], in rank order."""
-    return gather_rows(features.transpose(0, 1).contiguous()).transpose(0, 1)
+    return gather(features.transpose(0, 1).contiguous()).transpose(0, 1)
 
 
 def patch_optimizer(config: Any, rates: dict[str, float], model: PatchNet, factor: Any) -> Any:
@@ -380,6 +390,22 @@ def patch_optimizer(config: Any, rates: dict[str, float], model: PatchNet, facto
     return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
 
 
+def model_options(config: Any) -> dict[str, Any]:
+    """Options of `create_model("paul", ...)` that make a run's network, without weights."""
+    m = config.model
+    return {
+        "backbone": m.backbone,
+        "backbone_options": m.options,
+        "parts": m.parts,
+        "dim": m.dim,
+        "patches": m.patches,
+        "branches": m.branches,
+        "embedding": m.embedding,
+        "hidden": m.hidden,
+        "seed": config.seed,
+    }
+
+
 def load(config: Config) -> ReidData:
     """The data set, with the images of `data.train_ids` training identities."""
     c = config.data
@@ -393,19 +419,7 @@ def load(config: Config) -> ReidData:
 def build(config: Config, data: ReidData) -> tuple[PaulTask, ViewsDataModule]:
     """The task and the data of a run."""
     m = config.model
-    model = create_model(
-        "paul",
-        backbone=m.backbone,
-        backbone_weights=m.weights,
-        backbone_options=m.options,
-        parts=m.parts,
-        dim=m.dim,
-        patches=m.patches,
-        branches=m.branches,
-        embedding=m.embedding,
-        hidden=m.hidden,
-        seed=config.seed,
-    )
+    model = create_model("paul", backbone_weights=m.weights, **model_options(config))
     assert isinstance(model, PatchNet)
     if config.source_checkpoint is not None:
         path = Path(config.source_checkpoint)

@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import lightning
@@ -124,18 +123,22 @@ class PaulSourceTask(ReidTask):
             unfold_batch_norms(self.model.backbone, module.plain_images(self.config.model.unfold))
 
     def card(self) -> dict[str, Any]:
-        """The settings of the model, its classes and the size of its input."""
-        c = self.config
+        """How to make the model again."""
         assert self.model.class_weight is not None
-        size = [c.data.height, c.data.width]
-        return {"model": asdict(c.model), "classes": self.model.class_weight.shape[1], "size": size}
+        options = {**paul.model_options(self.config), "num_classes": self.model.class_weight.shape[1]}
+        return {"model": {"name": "paul", "options": options}}
 
     def configure_optimizers(self) -> Any:
         """Rates of the new layers, the backbone and the patch generation network by epoch."""
         o = self.config.optim
         first, end = o.generator_epochs
-        steps: Callable[[int], float] = lambda e: float(o.gamma ** bisect_right(sorted(o.milestones), e + 1))  # noqa: E731
-        window: Callable[[int], float] = lambda e: float(first <= e + 1 < end)  # noqa: E731
+
+        def steps(epoch: int) -> float:
+            return float(o.gamma ** bisect_right(sorted(o.milestones), epoch + 1))
+
+        def window(epoch: int) -> float:
+            return float(first <= epoch + 1 < end)
+
         rates = {"backbone": o.lr * o.backbone_factor, "head": o.lr, "generator": o.generator_lr}
         return paul.patch_optimizer(o, rates, self.model, [steps, steps, window])
 
@@ -160,20 +163,8 @@ load = paul.load
 def build(config: Config, data: ReidData) -> tuple[PaulSourceTask, PairsDataModule]:
     """The task and the data of a run."""
     module = PairsDataModule(data, config.data, config.seed)
-    m = config.model
-    model = create_model(
-        "paul",
-        num_classes=len(module.classes),
-        backbone=m.backbone,
-        backbone_weights=m.weights,
-        backbone_options=m.options,
-        parts=m.parts,
-        dim=m.dim,
-        patches=m.patches,
-        branches=m.branches,
-        embedding=m.embedding,
-        hidden=m.hidden,
-        seed=config.seed,
-    )
+    options = paul.model_options(config)
+    weights, classes = config.model.weights, len(module.classes)
+    model = create_model("paul", backbone_weights=weights, num_classes=classes, **options)
     assert isinstance(model, PatchNet)
     return PaulSourceTask(model, config, data), module

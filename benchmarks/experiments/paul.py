@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""PAUL against its ablations and controls: an OSNet trained elsewhere, adapted to a target without labels.
+
+python -m benchmarks.experiments.paul run --weights osnet.npz --out runs/paul --arms controls adabn pedal ipfl both
+python -m benchmarks.experiments.paul table --out runs/paul
+
+Every arm and seed leaves one JSON file, written whole, in the folder; those that are there are not run again, and an
+arm that was stopped goes on from its last epoch. Settings after `--set` hold for all arms of the folder; they are kept
+in settings.json, and a folder with others is refused.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reidfast._files import write_whole
+from reidfast.engine import paired_bootstrap
+from reidfast.engine.config import parse
+from reidfast.engine.methods import module_of
+from reidfast.engine.training import train
+from reidfast.evaluation import Ranking, rank, rank_reranked, subtract_camera_mean
+from reidfast.models import load_weights
+
+# arm -> (method, settings over the method's file)
+ARMS: dict[str, tuple[str, list[str]]] = {
+    "adabn": ("paul-osnet", ["--optim.lr=0"]),
+    "pedal": ("paul-osnet", ["--loss.ipfl=0"]),
+    "ipfl": ("paul-osnet", ["--loss.pedal=0"]),
+    "both": ("paul-osnet", []),
+    "adabn-random": ("paul-osnet", ["--optim.lr=0", "--model.patches=random"]),
+    "both-random": ("paul-osnet", ["--model.patches=random"]),
+    "both-frozen": ("paul-osnet", ["--optim.backbone_factor=0"]),
+    **{f"scale-{s}": ("paul-osnet", [f"--loss.scale={s}"]) for s in (2, 5, 10, 15, 30)},
+    **{f"k-{k}": ("paul-osnet", [f"--loss.k={k}"]) for k in (2, 5, 10, 20)},
+    **{f"r-{r}": ("paul-osnet", [f"--loss.r={r}"]) for r in (1, 3, 6)},
+    "cluster-contrast": ("cluster_contrast", ["--model.neck=backbone"]),
+}
+CONTROLS = ("untrained", "minus mean", "minus camera means", "k-reciprocal", "camera means + k-reciprocal")
+CLUSTER = [  # cluster-contrast at the size of the other arms
+    "--model.backbone=osnet_x0_25",
+    "--model.options={}",
+    "--model.unfold=256",
+    "--data.ids=16",
+    "--data.images=4",
+    "--data.steps=0",
+    "--data.pad=4",
+    "--loss.eps=0.6",
+    "--optim.milestones=[]",
+]
+
+
+def settings_of(arm: str, seed: int, options: argparse.Namespace) -> Any:
+    """The configuration of a run."""
+    method, own = ARMS[arm]
+    common = [
+        f"--data.name={options.target}",
+        f"--data.train_ids={options.train_ids}",
+        f"--data.height={options.height}",
+        f"--data.width={options.width}",
+        f"--model.weights={options.weights}",
+        f"--optim.epochs={options.epochs}",
+        f"--seed={seed}",
+        f"--out={options.out / 'work' / f'{arm}-{seed}'}",
+        "--accelerator=auto",
+        "--evaluate_every=1",
+        "--deterministic=false",
+        "--resume=true",
+    ]
+    mine = options.set if method.startswith("paul") else options.set_cluster
+    return parse(method, [*common, *(CLUSTER if method == "cluster_contrast" else []), *own, *mine])
+
+
+def result(ranking: Ranking, pids: Any) -> dict[str, Any]:
+    """What a file holds of an evaluation: the scores, and each query's, for the bootstrap."""
+    return {
+        "rank1": float(ranking.cmc[0]),
+        "mAP": ranking.mean_ap,
+        "ap": [round(float(a), 6) for a in ranking.ap],
+        "first": [int(f) for f in ranking.first_match],
+        "pids": [int(p) for p in pids],
+    }
+
+
+def keep(path: Path, content: dict[str, Any]) -> None:
+    """Write a result whole."""
+    with write_whole(path) as stream:
+        stream.write((json.dumps(content) + "\n").encode())
+
+
+def run_controls(options: argparse.Namespace) -> None:
+    """The network before any training, and what can be done to its features without any."""
+    if all((options.out / f"{name}-0.json").exists() for name in CONTROLS):
+        return
+    config = settings_of("both", 0, options)
+    method = module_of("paul-osnet")
+    data = method.load(config)
+    task, _ = method.build(config, data)
+    query, gallery = task.embed(data.query), task.embed(data.gallery)
+    ids = (data.query.pids, data.gallery.pids, data.query.camids, data.gallery.camids)
+    cameras = np.concatenate([data.query.camids, data.gallery.camids])
+    unit = torch.nn.functional.normalize(torch.cat([query, gallery]), dim=1)
+    centred = subtract_camera_mean(unit, np.zeros(len(unit), np.int64))
+    by_camera = subtract_camera_mean(unit, cameras)
+    n = len(query)
+    made = {
+        "untrained": lambda: rank(query, gallery, *ids),
+        "minus mean": lambda: rank(centred[:n], centred[n:], *ids),
+        "minus camera means": lambda: rank(by_camera[:n], by_camera[n:], *ids),
+        "k-reciprocal": lambda: rank_reranked(unit[:n], unit[n:], *ids),
+        "camera means + k-reciprocal": lambda: rank_reranked(by_camera[:n], by_camera[n:], *ids),
+    }
+    for name in CONTROLS:
+        ranking = made[name]()
+        keep(options.out / f"{name}-0.json", {"arm": name, "seed": 0, **result(ranking, data.query.pids)})
+        print(f"{name:<28} rank-1 {100 * ranking.cmc[0]:5.1f}   mAP {100 * ranking.mean_ap:5.1f}", flush=True)
+
+
+def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
+    """One arm with one seed, unless its file is there."""
+    path = options.out / f"{arm}-{seed}.json"
+    if path.exists():
+        return
+    config = settings_of(arm, seed, options)
+    begin, cpu = time.perf_counter(), time.process_time()
+    metrics = train(config)
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
+    method = module_of(ARMS[arm][0])
+    data = method.load(config)
+    task, _ = method.build(config, data)
+    load_weights(task.model, Path(config.out) / "weights.safetensors")
+    ranking = task.evaluate()
+    curve = [{key: row[key] for key in ("epoch", "rank1", "mAP")} for row in metrics["history"]]
+    content = {"arm": arm, "seed": seed, "curve": curve, "seconds": round(seconds), "cpu_seconds": round(cpu_seconds)}
+    keep(path, {**content, "config": metrics["config"], **result(ranking, data.query.pids)})
+    if not options.keep:
+        shutil.rmtree(config.out)
+    print(
+        f"{arm:<20} seed {seed}   rank-1 {100 * ranking.cmc[0]:5.1f}   mAP {100 * ranking.mean_ap:5.1f}"
+        f"   mAP by epoch {' '.join(f'{100 * row["mAP"]:.1f}' for row in curve)}   {seconds:.0f} s",
+        flush=True,
+    )
+
+
+def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The finished runs by arm."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        if path.name != "settings.json":
+            content = json.loads(path.read_text())
+            runs.setdefault(content["arm"], []).append(content)
+    return runs
+
+
+def table(folder: Path, against: str) -> list[str]:
+    """A Markdown table: mean and spread over seeds, and a paired bootstrap over identities against one arm."""
+    runs = read(folder)
+    lines = [
+        f"| arm | seeds | rank-1 | mAP | mAP - {against} | 95 % interval | p |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    order = [*CONTROLS, *(arm for arm in ARMS if arm in runs), *(arm for arm in runs if arm not in ARMS)]
+    base = runs.get(against)
+    for arm in dict.fromkeys(arm for arm in order if arm in runs):
+        found = runs[arm]
+        cells = [arm, str(len(found))]
+        for key in ("rank1", "mAP"):
+            values = [100 * run[key] for run in found]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}")
+        if base and arm != against:
+            first, second = (np.mean([run["ap"] for run in group], 0) for group in (base, found))
+            d = paired_bootstrap(first, second, base[0]["pids"])
+            cells += [f"{100 * d.mean:+.1f}", f"{100 * d.low:+.1f} .. {100 * d.high:+.1f}", f"{d.p_value:.4f}"]
+        else:
+            cells += ["", "", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def check_settings(options: argparse.Namespace) -> None:
+    """A folder holds runs of one setting only."""
+    names = ("target", "train_ids", "height", "width", "epochs", "set", "set_cluster")
+    mine = {name: getattr(options, name) for name in names}
+    path = options.out / "settings.json"
+    options.out.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        there = json.loads(path.read_text())
+        differing = [name for name in names if there.get(name) != mine[name]]
+        if differing:
+            raise SystemExit(f"{options.out} holds runs with other {', '.join(differing)}; choose another --out")
+    keep(path, mine)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments.paul", description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    running = commands.add_parser("run", help="run the arms that have no result yet")
+    running.add_argument("--weights", required=True, help="OSNet x0.25 trained elsewhere")
+    running.add_argument("--out", type=Path, required=True)
+    running.add_argument("--arms", nargs="+", default=["controls", "adabn", "pedal", "ipfl", "both"], metavar="ARM")
+    running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    running.add_argument("--target", default="market751_holdout")
+    running.add_argument("--train-ids", type=int, default=0)
+    running.add_argument("--height", type=int, default=128)
+    running.add_argument("--width", type=int, default=64)
+    running.add_argument("--epochs", type=int, default=6)
+    running.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of PAUL's arms")
+    running.add_argument("--set-cluster", nargs="*", default=[], metavar="KEY=VALUE", help="of cluster-contrast")
+    running.add_argument("--keep", action="store_true", help="keep checkpoints and weights of finished runs")
+    shown = commands.add_parser("table", help="mean, spread and paired bootstrap of what is finished")
+    shown.add_argument("--out", type=Path, required=True)
+    shown.add_argument("--against", default="adabn")
+    options = parser.parse_args(arguments)
+    if options.command == "table":
+        print("\n".join(table(options.out, options.against)))
+        return
+    options.set = [f"--{item.removeprefix('--')}" for item in options.set]
+    options.set_cluster = [f"--{item.removeprefix('--')}" for item in options.set_cluster]
+    unknown = [arm for arm in options.arms if arm not in ARMS and arm != "controls"]
+    if unknown:
+        raise SystemExit(f"expected arms among controls, {', '.join(ARMS)}; got {', '.join(unknown)}")
+    check_settings(options)
+    for seed in options.seeds:  # seed by seed, so that a table over all arms is there early
+        for arm in options.arms:
+            if arm == "controls":
+                run_controls(options)
+            else:
+                run_arm(arm, seed, options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
