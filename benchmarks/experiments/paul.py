@@ -145,9 +145,10 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
     keep(path, {**content, "config": metrics["config"], **result(ranking, data.query.pids)})
     if not options.keep:
         shutil.rmtree(config.out)
+    by_epoch = " ".join(f"{100 * row['mAP']:.1f}" for row in curve)
     print(
         f"{arm:<20} seed {seed}   rank-1 {100 * ranking.cmc[0]:5.1f}   mAP {100 * ranking.mean_ap:5.1f}"
-        f"   mAP by epoch {' '.join(f'{100 * row["mAP"]:.1f}' for row in curve)}   {seconds:.0f} s",
+        f"   mAP by epoch {by_epoch}   {seconds:.0f} s",
         flush=True,
     )
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from reidfast.data.samplers import IdentitySampler, ShuffleSampler, shard
+from reidfast.data.samplers import IdentitySampler, PairSampler, ShuffleSampler, shard
 
 
 def make(ids: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -224,3 +224,24 @@ def test_ranks_come_from_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
     assert list(IdentitySampler(PIDS, 4, 4)) == list(IdentitySampler(PIDS, 4, 4, rank=1, world=2))
     assert list(ShuffleSampler(50, 4)) == list(ShuffleSampler(50, 4, rank=1, world=2))
+
+
+def test_pairs_are_of_one_identity_and_every_row_comes_once() -> None:
+    n = len(PIDS)
+    samplers = [PairSampler(PIDS, 5, seed=3, rank=r, world=2) for r in range(2)]
+    table = np.concatenate([s.batches(4) for s in samplers], 1)
+    assert samplers[0].batches(4).shape == (-(-n // 10), 10)
+    first, second = table.reshape(-1, 2).T % n
+    assert (PIDS[first] == PIDS[second]).all() and sorted(first[:n]) == list(range(n))
+    assert len(set(table.ravel().tolist())) == table.size  # copies of a row are marked, so each is drawn anew
+    alone = Counter(PIDS.tolist())
+    other = [a != b for a, b in zip(first, second, strict=True) if alone[PIDS[a]] > 3]
+    assert 0.6 < np.mean(other) < 1
+    np.testing.assert_array_equal(table, PairSampler(PIDS, 10, seed=3, rank=0, world=1).batches(4))
+
+
+def test_pairs_reject() -> None:
+    with pytest.raises(ValueError, match=r"PairSampler: expected integer pids .*, got float64 \(2,\) and 4"):
+        PairSampler(np.zeros(2), 4)
+    with pytest.raises(ValueError, match="and batch >= 1"):
+        PairSampler(PIDS, 0)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""TripletLoss against a naive double loop and TV-BH."""
+"""Triplet losses against naive loops, TV-BH and TV-TRI-PAUL."""
 
 import math
 
 import pytest
 import torch
 
-from reidfast.losses.triplet import TripletLoss
+from reidfast.losses.triplet import NearestPositiveTripletLoss, TripletLoss
 
 
 def vectors(shape, a, b):
@@ -64,3 +64,36 @@ def test_half_features_and_compile():
 def test_rejects_negative_margin():
     with pytest.raises(ValueError, match="TripletLoss: expected margin >= 0 or None"):
         TripletLoss(-0.1)
+
+
+def test_nearest_positive_published_vector():  # TV-TRI-PAUL
+    x = torch.sin(0.61 * torch.arange(32, dtype=torch.float64) + 0.3).view(8, 4)
+    loss = NearestPositiveTripletLoss(1.0)(x, torch.tensor([0, 0, 1, 1, 2, 2, 0, 1]))
+    assert loss.item() == pytest.approx(1.35416638, abs=6e-9)
+
+
+def test_nearest_positive_equals_a_loop():
+    x, pids = torch.randn(12, 6, dtype=torch.float64, requires_grad=True), torch.tensor([0] * 4 + [1] * 5 + [2, 3, 3])
+    losses = []
+    for i, pid in enumerate(pids.tolist()):
+        d = ((x[i] - x).square().sum(1) + 1e-5).sqrt()
+        positives = [d[j] for j in range(12) if j != i and pids[j] == pid]
+        if positives:
+            losses.append((0.5 + min(positives) - min(d[j] for j in range(12) if pids[j] != pid)).clamp(min=0))
+    want = torch.stack(losses).mean()
+    loss = NearestPositiveTripletLoss(0.5, normalize=False)(x, pids)
+    torch.testing.assert_close(loss, want)
+    torch.testing.assert_close(torch.autograd.grad(loss, x)[0], torch.autograd.grad(want, x)[0])
+
+
+def test_nearest_positive_edges():
+    loss = NearestPositiveTripletLoss()
+    x = torch.randn(1, 4).repeat(4, 1).requires_grad_()
+    value = loss(x, torch.tensor([0, 0, 1, 1]))  # copies: finite gradient
+    value.backward()
+    assert value.item() == pytest.approx(1.0) and bool(x.grad.isfinite().all())
+    assert loss(x, torch.zeros(4)).item() == 0 and loss(x[:0], torch.zeros(0)).item() == 0
+    with pytest.raises(ValueError, match=r"expected features \(B, D\) and pids \(B,\)"):
+        loss(x, torch.zeros(3))
+    with pytest.raises(ValueError, match="margin >= 0 and eps > 0"):
+        NearestPositiveTripletLoss(-1.0)

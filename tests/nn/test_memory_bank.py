@@ -107,3 +107,23 @@ def test_rejects(options, words):
         MemoryBank(**{"rows": 10, "dim": 4, "k": 3} | options)
     with pytest.raises(ValueError, match="no exclude beside k"):
         MemoryBank(rows=10, dim=4, k=3)(torch.randn(2, 4), torch.tensor([0, 1]), torch.tensor([1, 2]))
+
+
+def test_vector_mem_image_centres():
+    """METHODS TV-MEM: PAUL's image memory; an image is written the first time and blended afterwards."""
+    centres = MemoryBank(rows=3, dim=6, k=None, momentum=0.9).double()
+    embed = lambda b: torch.cat([feats(m, b) for m in (0, 1)], 1).view(2, 2, 6).mean(1)  # noqa: E731
+    centres.write_or_update(torch.tensor([0, 1]), embed(0.0))
+    first = torch.tensor(
+        [0.70061376, 0.50216469, 0.25885874, -0.09742400, -0.35761092, -0.58585352], dtype=torch.float64
+    )
+    torch.testing.assert_close(centres.bank[1], first, atol=1e-8, rtol=0)
+    centres.write_or_update(torch.tensor([1, 2]), embed(1.0))
+    second = torch.tensor(
+        [0.71994093, 0.54055095, 0.31287516, -0.03025426, -0.28748327, -0.51903226], dtype=torch.float64
+    )
+    torch.testing.assert_close(centres.bank[1], second, atol=1e-8, rtol=0)
+    assert torch.equal(centres.bank[2], embed(1.0)[1]) and bool(centres.filled.all())
+    before = centres.bank.clone()
+    centres.write_or_update(torch.tensor([-1, -1]), embed(2.0))
+    assert torch.equal(centres.bank, before)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import affine_grid, grid_sample
 
-from reidfast.nn import PatchGenerator
+from reidfast.nn import FixedPatches, PatchGenerator
 
 
 def test_parameter_count():  # METHODS 3.1
@@ -63,3 +63,21 @@ def test_compiles_without_breaks():
 def test_rejects(shape):
     with pytest.raises(ValueError, match=r"PatchGenerator: expected features \(B, 4, H, W\) with H, W >= 3"):
         PatchGenerator(channels=4)(torch.zeros(shape))
+
+
+def test_fixed_stripes_equal_the_generator_at_its_start():
+    x = torch.randn(2, 4, 12, 6, requires_grad=True)
+    fixed, generator = FixedPatches(5), PatchGenerator(channels=4, patches=5).eval()
+    torch.testing.assert_close(fixed(x), generator(x))
+    torch.testing.assert_close(fixed.sample(x), generator.sample(x))
+    fixed(x).sum().backward()
+    assert bool(x.grad.any()) and not list(fixed.parameters())
+
+
+def test_random_patches_lie_inside_and_depend_on_the_seed():
+    boxes = [FixedPatches(50, kind="random", seed=s).theta for s in (0, 0, 1)]
+    assert torch.equal(boxes[0], boxes[1]) and not torch.equal(boxes[0], boxes[2])
+    corners = boxes[0][:, [0, 1], [0, 1]] + boxes[0][:, :, 2].abs()
+    assert bool((corners <= 1 + 1e-6).all())
+    with pytest.raises(ValueError, match="FixedPatches: expected kind stripes or random, got 'round'"):
+        FixedPatches(kind="round")
