@@ -170,10 +170,18 @@ def parse(method: str, arguments: list[str]) -> Any:
     parser.add_argument("--config", action="config", help="YAML file of settings")
     parser.add_class_arguments(config, sub_configs=True)
     try:
-        values = parser.parse_args(arguments)
+        values = parser.parse_args([_underscores(argument) for argument in arguments])
     except argparse.ArgumentError as error:
         raise ValueError(f"train {method}: {error.message}") from error
     values.pop("config", None)
     build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name changed in jsonargparse 4.49
     built = build(values)
     return config(**{f.name: getattr(built, f.name) for f in fields(config)})
+
+
+def _underscores(argument: str) -> str:
+    """`--source-checkpoint=a-b` as `--source_checkpoint=a-b`."""
+    if not argument.startswith("--"):
+        return argument
+    name, equals, value = argument[2:].partition("=")
+    return f"--{name.replace('-', '_')}{equals}{value}"

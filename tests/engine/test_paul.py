@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""PAUL and cluster-contrast in training: on rendered people, from one labelled world to another without labels."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+pytest.importorskip("lightning", reason="needs the extra [train]")
+pytest.importorskip("jsonargparse", reason="needs the extra [train]")
+
+from reidfast.data import load
+from reidfast.engine.config import parse
+from reidfast.engine.methods import module_of
+from reidfast.engine.training import train
+from reidfast.models import Backbone, list_models, read_weights, register_model
+
+
+class Small(Backbone):
+    """Three convolutions: enough for the colours of clothes."""
+
+    out_channels = feature_size = 32
+    stride = 8
+
+    def __init__(self):
+        super().__init__()
+        layers, before = [], 3
+        for channels in (16, 32, 32):
+            layers += [nn.Conv2d(before, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
+            before = channels
+        self.layers = nn.Sequential(*layers)
+
+    def forward_map(self, images):
+        return self.layers(images)
+
+
+if "small_test_backbone" not in list_models():
+    register_model("small_test_backbone", Small)
+
+COMMON = [
+    "--data.name=synthetic",
+    "--data.height=64",
+    "--data.width=32",
+    "--model.backbone=small_test_backbone",
+    "--model.options={}",
+    "--accelerator=cpu",
+]
+NET = ["--model.dim=32", "--model.embedding=16", "--model.hidden=32"]
+
+
+def world(seed, **more):
+    spec = {"ids": 60, "cameras": 3, "images": 3, "height": 64, "width": 32, "seed": seed, "difficulty": 0.5, **more}
+    return f"--data.options={json.dumps(spec)}"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def caches(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REIDFAST_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+        yield
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    """A short supervised pre-training in world 1."""
+    out = tmp_path_factory.mktemp("source")
+    arguments = [*COMMON, *NET, world(1), "--data.batch=16", "--optim.lr=0.05", "--optim.backbone_factor=1"]
+    arguments += ["--optim.epochs=8", "--optim.generator_lr=0.001", "--optim.generator_epochs=[3,9]"]
+    metrics = train(parse("paul-source", [*arguments, "--evaluate_every=8", f"--out={out}"]))
+    return out, metrics
+
+
+def adapt(out, source, *more, method="paul"):
+    arguments = [*COMMON, *NET, world(2, difficulty=0.7), f"--source_checkpoint={source}", "--data.batch=20"]
+    arguments += ["--loss.k=5", "--optim.lr=0.01", "--optim.epochs=4", "--evaluate_every=4", f"--out={out}"]
+    return train(parse(method, [*arguments, *more]))
+
+
+def state(out):
+    return torch.load(Path(out) / "last.ckpt", weights_only=False)["state_dict"]
+
+
+def test_settings_of_the_published_code_and_of_the_paper():
+    code, paper = parse("paul", []), parse("paul-paper", [])
+    assert (code.loss.scale, code.loss.k, code.loss.pedal, code.loss.ipfl) == (15.0, 10, 2.0, 1.0)
+    assert (code.optim.lr, code.optim.momentum, code.optim.nesterov, code.optim.epochs) == (1e-4, 0.9, False, 60)
+    changed = {"loss.scale": 30.0, "loss.ipfl_embedding": "concat", "data.surrogates": "one_of"}
+    for section in ("data", "model", "loss", "optim"):
+        ours, theirs = vars(getattr(code, section)), vars(getattr(paper, section))
+        for name, value in theirs.items():
+            assert value == changed.get(f"{section}.{name}", ours[name]), name
+
+
+def test_pretraining_learns_its_source_and_where_to_look(source):
+    out, metrics = source
+    assert metrics["history"][-1]["mAP"] > metrics["before"]["mAP"] + 0.15
+    made = read_weights(out / "weights.safetensors")
+    assert bool(made["generator.fc2.weight"].any()) and len(made["class_weight"][0]) == 30
+
+
+def test_adaptation_improves_on_the_source_network(source, tmp_path):
+    metrics = adapt(tmp_path / "run", source[0])
+    assert metrics["history"][-1]["mAP"] > metrics["before"]["mAP"] + 0.03
+    before, after = read_weights(source[0] / "weights.safetensors"), read_weights(tmp_path / "run/weights.safetensors")
+    frozen = [key for key in after if key.startswith(("embed_", "generator.")) and "running" not in key]
+    assert all(torch.equal(before[key], after[key]) for key in frozen if "num_batches" not in key)
+    assert not torch.equal(before["backbone.layers.0.weight"], after["backbone.layers.0.weight"])
+    assert not torch.equal(
+        before["generator.bn.running_mean"], after["generator.bn.running_mean"]
+    )  # runs in train mode
+
+
+@pytest.mark.filterwarnings("ignore:paul. adapting a network of random weights")
+def test_the_losses_teach_a_random_network_more_than_its_batch_norms_learn(tmp_path):
+    found = {}
+    for name, rate in (("adabn", 0), ("paul", 0.01)):
+        arguments = [*COMMON, world(2, difficulty=0.3, ids=100), "--data.batch=30", "--loss.k=5", "--evaluate_every=4"]
+        arguments += ["--loss.ipfl_embedding=concat", f"--optim.lr={rate}", "--optim.epochs=4"]
+        found[name] = train(parse("paul", [*arguments, f"--out={tmp_path / name}"]))
+    first = found["adabn"]["before"]["mAP"]
+    assert first == found["paul"]["before"]["mAP"]
+    assert found["paul"]["history"][-1]["mAP"] > max(first, found["adabn"]["history"][-1]["mAP"]) + 0.025
+
+
+def test_rate_zero_moves_batch_norm_statistics_only(source, tmp_path):
+    adapt(tmp_path / "run", source[0], "--optim.lr=0", "--optim.epochs=1", "--evaluate_every=1")
+    before, after = read_weights(source[0] / "weights.safetensors"), read_weights(tmp_path / "run/weights.safetensors")
+    moved = {key.split(".")[-1] for key in after if not torch.equal(before[key], after[key])}
+    assert moved == {"running_mean", "running_var", "num_batches_tracked"}
+
+
+def test_resumed_equals_uninterrupted(source, tmp_path):
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    adapt(straight, source[0], "--optim.epochs=3", "--evaluate_every=1")
+    adapt(broken, source[0], "--optim.epochs=1", "--evaluate_every=1")
+    adapt(broken, source[0], "--optim.epochs=3", "--evaluate_every=1", "--resume=true")
+    first, second = state(straight), state(broken)
+    assert {"memory.bank", "memory.filled", "centres.bank", "centres.filled"} <= first.keys()
+    assert bool(first["centres.filled"].all()) and bool(first["memory.filled"].all())
+    assert all(torch.equal(first[key], second[key]) for key in first)
+    histories = [json.loads((out / "metrics.json").read_text())["history"] for out in (straight, broken)]
+    assert histories[0] == histories[1]
+
+
+def test_step_is_the_published_one(source, tmp_path):
+    """Update before loss, surrogates outside the bank, the mean of both views in the centres: METHODS 3.2 to 3.6."""
+    arguments = [*COMMON, *NET, world(2, difficulty=0.7), f"--source-checkpoint={source[0]}", "--data.batch=20"]
+    config = parse("paul", [*arguments, "--loss.k=5"])
+    method = module_of("paul")
+    task, module = method.build(config, method.load(config))
+    task.log_dict = lambda *args, **options: None
+    task.fill_memory(module)
+    bank = task.memory.bank.clone()
+    views, _, _, rows = next(iter(module.loader(0)))
+    task.centres.write(rows[:7], torch.randn(7, task.centres.bank.shape[1]))
+    centres, known = task.centres.bank.clone(), task.centres.filled.clone()
+    saved = {key: value.clone() for key, value in task.model.state_dict().items()}
+    loss = task.training_step((views, None, None, rows), 0)
+    loss.backward()
+
+    task.model.load_state_dict(saved)
+    x = task.model(views.flatten(0, 1)).features
+    v = nn.functional.normalize(task.model.embed_weight, dim=2)
+    pedal, e = [], torch.cat([x[m] @ v[m].T for m in range(6)], 1)
+    for m in range(6):
+        bank[m, rows] = 0.9 * bank[m, rows] + 0.1 * x[m, ::2].detach()
+        for i, own in enumerate(rows.tolist()):
+            d = (x[m, 2 * i] - bank[m]).square().sum(1)[torch.arange(bank.shape[1]) != own]
+            pedal.append((-15 * d).logsumexp(0) - (-15 * d.sort().values[:5]).logsumexp(0))
+    means = e.detach().view(-1, 2, e.shape[1]).mean(1)
+    centres[rows] = torch.where(known[rows, None], 0.9 * centres[rows] + 0.1 * means, means)
+    a, ipfl = centres[rows], []
+    for f, u in zip(e, torch.arange(len(rows)).repeat_interleave(2).tolist(), strict=True):
+        d, negative = (f - a).norm(dim=1), 0
+        for candidate in [c for c in d.argsort().tolist() if c != u][:15]:
+            if u not in (a[candidate] - a).norm(dim=1).argsort()[:3].tolist():
+                negative = d[candidate]
+                break
+        ipfl.append((2 + d[u] - negative).clamp(min=0))
+    want = torch.stack(ipfl).mean() + 2 * torch.stack(pedal).mean()
+    torch.testing.assert_close(loss, want, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(task.memory.bank[:, rows], bank[:, rows], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(task.centres.bank[rows], a, rtol=1e-4, atol=1e-5)
+    ours = task.model.backbone.layers[0].weight.grad.clone()
+    theirs = torch.autograd.grad(want, task.model.backbone.layers[0].weight)[0]
+    torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5 * float(theirs.abs().max()))
+
+
+@pytest.mark.parametrize(
+    "more,words",
+    [
+        (["--model.embedding=null"], "expected model.embedding with loss.ipfl_embedding official"),
+        (["--loss.k=600"], "loss.k of at most"),
+        (["--model.frozen=[layers]", "--model.branches=backbone"], "use branches='new'"),
+    ],
+)
+def test_rejects(more, words):
+    config = parse("paul", [*COMMON, world(2, difficulty=0.7), *more])
+    method = module_of("paul")
+    with pytest.raises(ValueError, match=words):
+        method.build(config, method.load(config))
+
+
+def test_cluster_contrast_learns_from_its_own_clusters(tmp_path):
+    arguments = [*COMMON, world(2, difficulty=0.3, ids=100), "--data.ids=8", "--data.images=4", "--data.pad=2"]
+    arguments += ["--loss.k1=10", "--loss.k2=3", "--loss.eps=0.6", "--optim.epochs=6", "--evaluate_every=6"]
+    metrics = train(parse("cluster_contrast", [*arguments, "--data.steps=20", f"--out={tmp_path / 'run'}"]))
+    assert metrics["history"][-1]["mAP"] > metrics["before"]["mAP"] + 0.03
+
+
+def test_train_ids_keeps_some_identities():
+    config = parse("paul", [*COMMON, world(2, difficulty=0.7), "--data.train_ids=4"])
+    data, whole = module_of("paul").load(config), load("synthetic", None, **config.data.options)
+    assert len(set(data.train.pids.tolist())) == 4 and len(data.query) == len(whole.query)
