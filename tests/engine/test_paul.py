@@ -117,12 +117,12 @@ def test_adaptation_improves_on_the_source_network(source, tmp_path):
 def test_the_losses_teach_a_random_network_more_than_its_batch_norms_learn(tmp_path):
     found = {}
     for name, rate in (("adabn", 0), ("paul", 0.01)):
-        arguments = [*COMMON, world(2, difficulty=0.3, ids=100), "--data.batch=30", "--loss.k=5", "--evaluate_every=4"]
+        arguments = [*COMMON, world(2, difficulty=0.3), "--data.batch=30", "--loss.k=5", "--evaluate_every=4"]
         arguments += ["--loss.ipfl_embedding=concat", f"--optim.lr={rate}", "--optim.epochs=4"]
         found[name] = train(parse("paul", [*arguments, f"--out={tmp_path / name}"]))
     first = found["adabn"]["before"]["mAP"]
     assert first == found["paul"]["before"]["mAP"]
-    assert found["paul"]["history"][-1]["mAP"] > max(first, found["adabn"]["history"][-1]["mAP"]) + 0.025
+    assert found["paul"]["history"][-1]["mAP"] > max(first, found["adabn"]["history"][-1]["mAP"]) + 0.03
 
 
 def test_rate_zero_moves_batch_norm_statistics_only(source, tmp_path):
@@ -204,11 +204,37 @@ def test_rejects(more, words):
         method.build(config, method.load(config))
 
 
+CLUSTERS = [*COMMON, world(2, difficulty=0.3), "--data.ids=8", "--data.images=4", "--data.pad=2", "--loss.k1=10"]
+CLUSTERS += ["--loss.k2=3", "--loss.eps=0.6", "--data.steps=20"]
+
+
 def test_cluster_contrast_learns_from_its_own_clusters(tmp_path):
-    arguments = [*COMMON, world(2, difficulty=0.3, ids=100), "--data.ids=8", "--data.images=4", "--data.pad=2"]
-    arguments += ["--loss.k1=10", "--loss.k2=3", "--loss.eps=0.6", "--optim.epochs=6", "--evaluate_every=6"]
-    metrics = train(parse("cluster_contrast", [*arguments, "--data.steps=20", f"--out={tmp_path / 'run'}"]))
-    assert metrics["history"][-1]["mAP"] > metrics["before"]["mAP"] + 0.03
+    more = ["--optim.epochs=4", "--evaluate_every=4", f"--out={tmp_path / 'run'}"]
+    metrics = train(parse("cluster_contrast", [*CLUSTERS, *more]))
+    assert metrics["history"][-1]["mAP"] > metrics["before"]["mAP"] + 0.02
+
+
+def test_step_of_cluster_contrast():
+    method, config = module_of("cluster_contrast"), parse("cluster_contrast", CLUSTERS)
+    task, module = method.build(config, method.load(config))
+    logged = {}
+    task.log_dict = lambda values, **options: logged.update(values)
+    images, labels, _, rows = next(iter(module.loader(0)))
+    assert bool((labels == torch.from_numpy(module.labels)[rows]).all()) and int(labels.min()) >= 0
+    features = task.embed(module.data.train)
+    first = features[torch.from_numpy(module.labels) == 0].mean(0)
+    torch.testing.assert_close(task._centres[0], nn.functional.normalize(first, dim=0), rtol=1e-4, atol=1e-5)
+    centres = task._centres.clone()
+    saved = {key: value.clone() for key, value in task.model.state_dict().items()}
+    loss = task.training_step((images, labels, None, rows), 0)
+    assert torch.equal(task._centres, centres)  # the loss comes before the update
+    task.on_after_backward()
+    task.model.load_state_dict(saved)
+    x = task.model(images)
+    torch.testing.assert_close(loss, nn.functional.cross_entropy(x @ centres.T / 0.05, labels), rtol=1e-4, atol=1e-5)
+    for value, label in zip(x.detach(), labels.tolist(), strict=True):
+        centres[label] = nn.functional.normalize(0.1 * centres[label] + 0.9 * value, dim=0)
+    torch.testing.assert_close(task._centres, centres, rtol=1e-4, atol=1e-5)
 
 
 def test_train_ids_keeps_some_identities():

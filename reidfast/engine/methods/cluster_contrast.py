@@ -160,7 +160,7 @@ class ClusterContrastTask(ReidTask):
         """Undo folded batch norms."""
         assert isinstance(module, ClusterDataModule)
         if self.config.model.unfold:
-            unfold_batch_norms(self.model.backbone, module.plain_images(self.config.model.unfold))
+            unfold_batch_norms(self.model.backbone, module.plain_images(self.config.model.unfold).to(self.device))
 
     def relabel(self) -> NDArray[np.int64]:
         """Cluster the training images by their features as of now, -1 = outlier; centres are the clusters' means."""

@@ -279,7 +279,7 @@ class PaulTask(ReidTask):
         """Undo folded batch norms."""
         assert isinstance(module, ViewsDataModule)
         if self.config.model.unfold:
-            unfold_batch_norms(self.model.backbone, module.plain_images(self.config.model.unfold))
+            unfold_batch_norms(self.model.backbone, module.plain_images(self.config.model.unfold).to(self.device))
 
     def on_train_start(self) -> None:
         """Fill the memory, where no checkpoint did: one pass in training mode, so that batch norms see the target."""

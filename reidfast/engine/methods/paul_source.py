@@ -120,7 +120,7 @@ class PaulSourceTask(ReidTask):
         """Undo folded batch norms."""
         assert isinstance(module, ViewsDataModule)
         if self.config.model.unfold:
-            unfold_batch_norms(self.model.backbone, module.plain_images(self.config.model.unfold))
+            unfold_batch_norms(self.model.backbone, module.plain_images(self.config.model.unfold).to(self.device))
 
     def card(self) -> dict[str, Any]:
         """How to make the model again."""
