@@ -179,6 +179,11 @@ class ReidTask(lightning.LightningModule):
         """Draw what the epoch draws (dropout) from (seed, epoch, rank), so that a resumed run draws the same."""
         torch.manual_seed(epoch_seed(self.config.seed, self.current_epoch, self.global_rank))
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Once more before the first step: making the loader's iterator draws too, on resume at another moment."""
+        if batch_idx == 0:
+            torch.manual_seed(epoch_seed(self.config.seed, self.current_epoch, self.global_rank))
+
     def on_train_epoch_end(self) -> None:
         """Evaluate every so many epochs, and after the last."""
         epoch = self.current_epoch + 1

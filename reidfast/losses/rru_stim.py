@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -43,7 +44,14 @@ class RRUSTIMLoss(nn.Module):
         self.parts_weight, self.auxiliary_weight = parts_weight, auxiliary_weight
 
     def forward(
-        self, video: Tensor, parts: Tensor, logits: Tensor, auxiliary: Tensor | None, labels: Tensor
+        self,
+        video: Tensor,
+        parts: Tensor,
+        logits: Tensor,
+        auxiliary: Tensor | None,
+        labels: Tensor,
+        *,
+        gather: Callable[[Tensor], Tensor] = lambda x: x,
     ) -> RRUSTIMTerms:
         """The fields of the model's output, and the classes.
 
@@ -53,6 +61,7 @@ class RRUSTIMLoss(nn.Module):
             logits: (B, num_classes).
             auxiliary: (B, num_classes) or None.
             labels: (B,) int64.
+            gather: Brings together what triplets are made of, over several processes: `reidfast.nn.gather_rows`.
         """
         if parts.dim() != 3 or len(parts) != len(video):
             raise ValueError(
@@ -60,8 +69,9 @@ class RRUSTIMLoss(nn.Module):
             )
         identity = functional.cross_entropy(logits, labels)
         second = identity.new_zeros(()) if auxiliary is None else functional.cross_entropy(auxiliary, labels)
-        whole = self.triplet(video, labels)
-        rows = parts.permute(2, 0, 1).contiguous()  # each part's features lie together
-        stripes = sum((self.triplet(part, labels) for part in rows), start=identity.new_zeros(())) / len(rows)
+        everybody = gather(labels)
+        whole = self.triplet(gather(video), everybody)
+        rows = gather(parts).permute(2, 0, 1).contiguous()  # each part's features lie together
+        stripes = sum((self.triplet(part, everybody) for part in rows), start=identity.new_zeros(())) / len(rows)
         total = identity + self.auxiliary_weight * second + whole + self.parts_weight * stripes
         return RRUSTIMTerms(total, identity, second, whole, stripes)

@@ -180,6 +180,27 @@ class DRSTA(VideoModel):
             return functional.normalize(torch.cat(frames, 1).mean(1), dim=1)
         return self._embed(torch.cat([self.parts(maps)[0] for maps in chunks], 1))
 
+    def encode_frames(self, images: Tensor) -> tuple[Tensor]:
+        """Images (b, 3, H, W) -> what is kept of each frame until its tracklet is complete, (b, K, dim)."""
+        maps = self.maps(images)
+        if self.stage == "backbone":
+            return (functional.normalize(self.frame(maps.mean((3, 4))), dim=2),)
+        return (self.parts(maps)[0].squeeze(1),)
+
+    def pool_frames(self, x: Tensor, offsets: Tensor) -> Tensor:
+        """What `encode_frames` gave of the frames of tracklets of any lengths, `ops.set_pool`'s offsets -> (S, D)."""
+        if isinstance(self.time, TimePool) and self.stage != "backbone" and self.time.kind != "average":
+            sizes = offsets.diff().tolist()
+            return torch.cat([self._embed(one.unsqueeze(0)) for one in x.split(sizes)])
+        scores = x.new_zeros(x.shape[1], len(x))
+        if isinstance(self.time, TemporalAttention) and self.stage == "joint":
+            scores = self.time.scores(x.unsqueeze(0))[0]
+        pooled = [ops.set_pool(x[:, k], scores[k], offsets, weighting="softmax") for k in range(x.shape[1])]
+        joined = torch.cat(pooled, 1)
+        if self.final is not None and self.stage != "backbone":
+            joined = self.final(joined)
+        return functional.normalize(joined, dim=1)
+
     def forward_maps(self, maps: Tensor) -> DRSTAOutput | Tensor:
         """From the backbone's maps (B, N, C, h, w)."""
         if not self.training:

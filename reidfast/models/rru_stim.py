@@ -59,6 +59,7 @@ class RRUSTIM(VideoModel):
         hidden: Of the classifier's hidden layer.
         dropout: Before the classifier's last layer.
         rru: Further options of `reidfast.nn.RRU`.
+        stim: Further options of `reidfast.nn.STIM`.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class RRUSTIM(VideoModel):
         hidden: int = 512,
         dropout: float = 0.5,
         rru: dict[str, Any] | None = None,
+        stim: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
         check_choice("RRUSTIM", "time", time, ("stim", *POOLS))
@@ -90,7 +92,9 @@ class RRUSTIM(VideoModel):
         channels = backbone.out_channels
         self.backbone, self.grid, self.parts = backbone, grid, parts
         self.rru = RRU(channels, grid, **(rru or {})) if refine else None
-        self.head: STIM | TimePool = STIM(channels, dim) if time == "stim" else TimePool(time, channels, hidden=dim)
+        self.head: STIM | TimePool = (
+            STIM(channels, dim, **(stim or {})) if time == "stim" else TimePool(time, channels, hidden=dim)
+        )
         self.feature_size = self.head.dim
         first, last = nn.Linear(self.feature_size, hidden), nn.Linear(hidden, num_classes)
         nn.init.kaiming_normal_(first.weight, mode="fan_out")

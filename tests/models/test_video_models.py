@@ -99,6 +99,12 @@ def test_drsta_every_arm_trains_and_embeds(spatial, time):
         whole = model(x)
         torch.testing.assert_close(model.embed_track(x[1], chunk=4), whole[1], atol=1e-6, rtol=1e-5)
         assert model(x[:, 0]).shape == (4, 4)
+        for stage in ("backbone", "spatial", "joint"):  # tracklets of any lengths at once
+            model.set_stage(stage)
+            (kept,) = model.encode_frames(x.flatten(0, 1))
+            found = model.pool_frames(kept, torch.tensor([0, 6, 8, 24]))
+            for row, frames in enumerate(x.flatten(0, 1).split([6, 2, 16])):
+                torch.testing.assert_close(found[row], model(frames.unsqueeze(0))[0], atol=1e-6, rtol=1e-5)
 
 
 def test_drsta_gradcheck():

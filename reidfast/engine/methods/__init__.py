@@ -23,6 +23,8 @@ METHODS: dict[str, str] = {
     "paul-source": "paul_source",
     "pcb": "baseline",
     "strong_baseline": "baseline",
+    "drsta": "drsta",
+    "rru_stim": "rru_stim",
 }
 
 
