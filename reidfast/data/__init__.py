@@ -20,6 +20,7 @@ from reidfast.data.records import Record, Records, ReidData, concatenate, split_
 from reidfast.data.registry import DataWarning, data_root, load, names
 from reidfast.data.samplers import IdentitySampler, PairSampler, ShuffleSampler, shard
 from reidfast.data.search import Queries, Scenes, SearchData, load_search, search_names
+from reidfast.data.siamese import Pairs, SiameseSampler
 from reidfast.data.synthetic import Track, World, contact_sheet, write_synthetic, write_synthetic_tracklets
 from reidfast.data.tracklets import Tracklet, Tracklets
 from reidfast.data.transforms import BatchAugment, SurrogateTransform, TrainTransform, Views
@@ -32,6 +33,7 @@ __all__ = [
     "ImageCache",
     "ImageDataset",
     "PairSampler",
+    "Pairs",
     "Queries",
     "Record",
     "Records",
@@ -40,6 +42,7 @@ __all__ = [
     "SearchData",
     "SetBatch",
     "ShuffleSampler",
+    "SiameseSampler",
     "SurrogateTransform",
     "Track",
     "Tracklet",

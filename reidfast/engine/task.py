@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 from reidfast.data import Records, ReidData
 from reidfast.data.cache import ImageCache
 from reidfast.data.images import EvalTransform, ImageDataset
-from reidfast.data.samplers import IdentitySampler, shard
+from reidfast.data.samplers import IdentitySampler, ShuffleSampler, shard
 from reidfast.data.transforms import BatchAugment, TrainTransform
 from reidfast.engine.config import DataConfig, OptimConfig
 from reidfast.engine.extract import extract
@@ -61,18 +61,7 @@ class ReidDataModule(lightning.LightningDataModule):
         Images are float32, changed and normalised; with `augment="batch"` uint8, as they are in the cache.
         """
         c = self.config
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if c.split_ids and c.ids % world:
-            raise ValueError(f"data.split_ids: expected data.ids to be a multiple of {world} processes, got {c.ids}")
-        sampler = IdentitySampler(
-            self.labels,
-            c.ids // world if c.split_ids else c.ids,
-            c.images,
-            camids=self.data.train.camids,
-            camera_aware=c.camera_aware,
-            mark_repeats=True,
-            seed=self.seed,
-        )
+        sampler = self.sampler(*self._share())
         sampler.set_epoch(epoch)
         cache = self._open_cache()
         if c.augment == "batch":
@@ -84,6 +73,26 @@ class ReidDataModule(lightning.LightningDataModule):
         dataset = ImageDataset(self.data.train, transform, cache, labels=self.labels, seed=self.seed)
         dataset.set_epoch(epoch)
         return DataLoader(dataset, batch_sampler=sampler, num_workers=c.workers)
+
+    def sampler(self, ids: int, images: int) -> IdentitySampler | ShuffleSampler:
+        """Which rows come together: `ids` x `images` in each batch of each process."""
+        return IdentitySampler(
+            self.labels,
+            ids,
+            images,
+            camids=self.data.train.camids,
+            camera_aware=self.config.camera_aware,
+            mark_repeats=True,
+            seed=self.seed,
+        )
+
+    def _share(self) -> tuple[int, int]:
+        """Identities and images of each in a batch of this process."""
+        c = self.config
+        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+        if c.split_ids and c.ids % world:
+            raise ValueError(f"data.split_ids: expected data.ids to be a multiple of {world} processes, got {c.ids}")
+        return c.ids // world if c.split_ids else c.ids, c.images
 
     def plain_images(self, count: int) -> Tensor:
         """Some training images [n, 3, H, W], spread over the table, prepared as for evaluation."""

@@ -4,8 +4,11 @@
 
 from __future__ import annotations
 
+from reidfast.losses.attention import AttentionLoss, SoftErase
+from reidfast.losses.casn import CASNLoss
 from reidfast.losses.centre import CentreLoss
 from reidfast.losses.circle import CircleLoss
+from reidfast.losses.consistency import ConsistencyLoss
 from reidfast.losses.cross_entropy import CrossEntropyLoss
 from reidfast.losses.diversity import DiversityLoss, KLDiversityLoss
 from reidfast.losses.ipfl import IPFL
@@ -18,8 +21,11 @@ from reidfast.losses.triplet import NearestPositiveTripletLoss, TripletLoss
 __all__ = [
     "IPFL",
     "PEDAL",
+    "AttentionLoss",
+    "CASNLoss",
     "CentreLoss",
     "CircleLoss",
+    "ConsistencyLoss",
     "CrossEntropyLoss",
     "DiversityLoss",
     "KLDiversityLoss",
@@ -27,5 +33,6 @@ __all__ = [
     "OIMLoss",
     "RRUSTIMLoss",
     "SetTripletLoss",
+    "SoftErase",
     "TripletLoss",
 ]

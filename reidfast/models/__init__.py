@@ -30,6 +30,7 @@ from .backbones import (
     timm_backbone,
 )
 from .baselines import IDE, PCB, Baseline, StrongBaseline
+from .casn import CASN
 from .cluster_contrast import ClusterContrast
 from .drsta import DRSTA, drsta
 from .paul import PatchNet
@@ -40,6 +41,7 @@ from .video import VideoModel, feature_grid
 from .weights import Loaded, WeightsError, load_weights, read_weights, save_weights, unfold_batch_norms
 
 __all__ = [
+    "CASN",
     "DRSTA",
     "IDE",
     "PCB",
@@ -106,8 +108,8 @@ def create_model(
             parameters.
         strict: See `load_weights`.
         options: Keyword arguments of the model's class, for example `last_stride=1`. The baselines (`ide`,
-            `strong_baseline`, `pcb`) take `backbone` (a name, default resnet50, or any module that returns a map,
-            tokens or a vector: see `Adapter`, whose options then go into `backbone_options`), `backbone_weights`,
+            `strong_baseline`, `pcb`) and `casn` take `backbone` (a name, default resnet50, or any module that returns a
+            map, tokens or a vector: see `Adapter`, whose options then go into `backbone_options`), `backbone_weights`,
             `backbone_options` and `num_classes`, which `weights` tells where it is left out.
 
     Raises:
@@ -168,7 +170,7 @@ def _classes_in(weights: str | os.PathLike[str]) -> int:
     raise WeightsError(f"create_model: {weights} holds no classifier, so give num_classes")
 
 
-_BASELINES: dict[str, type[Baseline]] = {"ide": IDE, "strong_baseline": StrongBaseline, "pcb": PCB}
+_BASELINES: dict[str, type[Baseline]] = {"ide": IDE, "strong_baseline": StrongBaseline, "pcb": PCB, "casn": CASN}
 for _name, _kind in _BASELINES.items():
     register_model(_name, partial(_baseline, _kind))
 register_model("paul", partial(_over_backbone, PatchNet))

@@ -6,6 +6,13 @@ from __future__ import annotations
 
 from reidfast.nn.diverse_attention import DiverseAttention
 from reidfast.nn.gather import gather_rows
+from reidfast.nn.grad_cam import (
+    closed_form_reason,
+    frozen_layers,
+    frozen_mode,
+    grad_cam_from_pooled,
+    grad_cam_from_score,
+)
 from reidfast.nn.memory_bank import MemoryBank
 from reidfast.nn.patch_generator import FixedPatches, PatchGenerator
 from reidfast.nn.quality import QualityPool, QualityUnit
@@ -28,6 +35,11 @@ __all__ = [
     "SyncBatchNorm",
     "TemporalAttention",
     "TimePool",
+    "closed_form_reason",
     "convert_sync_batch_norm",
+    "frozen_layers",
+    "frozen_mode",
     "gather_rows",
+    "grad_cam_from_pooled",
+    "grad_cam_from_score",
 ]

@@ -16,6 +16,8 @@ from types import ModuleType
 
 METHODS: dict[str, str] = {
     "cluster_contrast": "cluster_contrast",
+    "casn": "casn",
+    "casn-ide": "casn",
     "ide": "baseline",
     "paul": "paul",
     "paul-osnet": "paul",
