@@ -6,5 +6,15 @@ from .page import write_page
 from .pictures import draw_ranked_lists
 from .plots import plot_cmc
 from .rankings import RankedList, rank_queries
+from .tracklets import TrackletRow, describe_tracklets, draw_tracklets
 
-__all__ = ["RankedList", "draw_ranked_lists", "plot_cmc", "rank_queries", "write_page"]
+__all__ = [
+    "RankedList",
+    "TrackletRow",
+    "describe_tracklets",
+    "draw_ranked_lists",
+    "draw_tracklets",
+    "plot_cmc",
+    "rank_queries",
+    "write_page",
+]
