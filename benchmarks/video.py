@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""Video evaluation at MARS's size: pooling whole tracklets, and ranking them by the official protocol."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from benchmarks import peers
+from benchmarks.registry import Bench, register
+from reidfast import ops
+from reidfast.evaluation import rank
+
+# METHODS 9.3: 12,180 test tracklets (870 junk, 3,248 distractors, 634 persons), 1,980 of them queries, 681,089 frames.
+MARS = {"gallery": 12180, "queries": 1980, "ids": 634, "junk": 870, "distractors": 3248, "cameras": 6}
+RANK_SHAPES = {
+    "mars": {**MARS, "dim": 2048},
+    "quick": {"gallery": 2000, "queries": 300, "ids": 100, "junk": 100, "distractors": 500, "cameras": 6, "dim": 512},
+    "tiny": {"gallery": 40, "queries": 5, "ids": 6, "junk": 2, "distractors": 6, "cameras": 3, "dim": 8},
+}
+POOL_SHAPES = {
+    "mars tenth": {"sets": 1218, "mean": 55.9, "dim": 2048},
+    "quick": {"sets": 200, "mean": 20.0, "dim": 512},
+    "tiny": {"sets": 4, "mean": 3.0, "dim": 8},
+}
+
+
+def labels(shape):
+    """Identity and camera of every gallery tracklet, and which of them are queries."""
+    rng = np.random.default_rng(0)
+    n, special = shape["gallery"], shape["junk"] + shape["distractors"]
+    pids = rng.integers(1, shape["ids"] + 1, n)
+    pids[: shape["junk"]] = -1
+    pids[shape["junk"] : special] = 0
+    camids = rng.integers(1, shape["cameras"] + 1, n)
+    query = np.sort(rng.permutation(np.arange(special, n))[: shape["queries"]])
+    return pids, camids, query
+
+
+def rank_steps(shape, device):
+    pids, camids, query = labels(shape)
+    g = torch.randn(shape["gallery"], shape["dim"], generator=torch.Generator().manual_seed(0)).to(device)
+    q = g[torch.from_numpy(query).to(device)]
+    given = pids[query], pids, camids[query], camids
+    out = torch.empty(len(q), len(g), device=device)
+
+    def peer():
+        x, y = torch.nn.functional.normalize(q), torch.nn.functional.normalize(g)
+        distances = (1 - x @ y.T).cpu().numpy()
+        keep = pids != -1  # torchreid's reader leaves junk out
+        return peers.torchreid_cython().market1501(
+            np.ascontiguousarray(distances[:, keep]), pids[query], pids[keep], camids[query], camids[keep], 50
+        )
+
+    return {
+        "reidfast": lambda: rank(q, g, *given, protocol="mars"),
+        "q @ g.T and torchreid cython (restated)": peer,
+        "q @ g.T alone": lambda: torch.mm(q, g.T, out=out),
+    }
+
+
+def lengths(shape):
+    """Track lengths as MARS's: from 2, mean 55.9, a long tail."""
+    rng = np.random.default_rng(1)
+    return 2 + np.minimum(rng.exponential(shape["mean"] - 2, shape["sets"]), 918).astype(np.int64)
+
+
+def pool_steps(shape, device):
+    sizes = lengths(shape)
+    offsets = torch.from_numpy(np.r_[0, np.cumsum(sizes)]).to(device)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(int(sizes.sum()), shape["dim"], generator=generator).to(device)
+    z = torch.randn(len(x), generator=generator).to(device)
+    sets = torch.repeat_interleave(torch.arange(len(sizes), device=device), offsets.diff())
+    cuts = sizes.tolist()
+
+    def loop():  # torchreid, Video-Person-ReID: one tracklet at a time
+        rows = []
+        for part, scores in zip(x.split(cuts), z.split(cuts), strict=True):
+            weight = scores.sigmoid()
+            rows.append((weight.unsqueeze(1) * part).sum(0) / weight.sum())
+        return torch.stack(rows)
+
+    def index_add():
+        weight = z.sigmoid()
+        total = torch.zeros(len(cuts), device=device).index_add_(0, sets, weight)
+        out = torch.zeros(len(cuts), x.shape[1], device=device)
+        return out.index_add_(0, sets, (weight / total[sets]).unsqueeze(1) * x)
+
+    return {
+        "reidfast": lambda: ops.set_pool(x, z, offsets, weighting="sigmoid"),
+        "a tracklet at a time": loop,
+        "eager index_add": index_add,
+    }
+
+
+register(
+    Bench(
+        name="video_rank",
+        shapes=RANK_SHAPES,
+        providers=rank_steps,
+        bytes=lambda s: 4 * s["gallery"] * s["dim"],
+        flops=lambda s: 2 * s["queries"] * s["gallery"] * s["dim"],
+        mode="forward",
+        tests="tests/engine/test_sets.py",
+        quick=("quick",),
+    )
+)
+register(
+    Bench(
+        name="video_pool",
+        shapes=POOL_SHAPES,
+        providers=pool_steps,
+        bytes=lambda s: 4 * s["sets"] * s["mean"] * s["dim"],
+        flops=lambda s: 2 * s["sets"] * s["mean"] * s["dim"],
+        mode="forward",
+        tests="tests/engine/test_sets.py",
+        quick=("quick",),
+    )
+)
