@@ -24,6 +24,7 @@ METHODS: dict[str, str] = {
     "paul-paper": "paul",
     "paul-source": "paul_source",
     "pcb": "baseline",
+    "qan": "qan",
     "strong_baseline": "baseline",
     "drsta": "drsta",
     "rru_stim": "rru_stim",
