@@ -42,7 +42,11 @@ def run(args: argparse.Namespace) -> None:
     if model is not None and not hasattr(model, "encode_frames"):
         raise ValueError(f"--model: expected a model that scores frames (qan), got {args.model}")
     rows = describe_tracklets(
-        model, tracklets.select(list(wanted)), frames=args.frames, size=args.size, filter=args.filter
+        model,
+        tracklets.select(list(wanted)),
+        frames=args.frames,
+        size=args.size or (256, 128),
+        filter=args.filter or "bilinear",
     )
     draw_tracklets(rows).save(args.out)
     print(f"{args.out}: {len(rows)} tracklets of {data.name}, {args.split}")

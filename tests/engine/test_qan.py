@@ -2,19 +2,19 @@
 # Copyright (c) 2026 the reidfast authors
 """`reidfast train qan` on a few synthetic walks: it learns, resumes exactly, and its baselines train too."""
 
-import json
-
 import pytest
 import torch
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
+from reidfast.cli import main
 from reidfast.data import load, write_synthetic_tracklets
 from reidfast.engine.config import parse
 from reidfast.engine.methods import module_of
+from reidfast.engine.sets import evaluate_sets
 from reidfast.engine.training import train
-from reidfast.models import read_weights
+from reidfast.models import load_trained, read_weights
 
 SMALL = [
     "--data.name=synthetic_tracklets",
@@ -55,8 +55,12 @@ def settings(walks, out, *more):
 def test_training_improves(walks, tmp_path):
     found = train(settings(walks, tmp_path / "run"))
     assert found["history"][-1]["mAP"] > found["before"]["mAP"] + 0.05, (found["before"], found["history"])
-    card = json.loads((tmp_path / "run/card.json").read_text())
-    assert card["size"] == [64, 32] and card["classes"] == 12
+    model, card, _ = load_trained(tmp_path / "run")
+    assert card["size"] == [64, 32] and card["model"]["name"] == "qan"
+    again = evaluate_sets(model, load("synthetic_tracklets", walks), protocol="mars", size=(64, 32))
+    assert again.mean_ap == pytest.approx(found["history"][-1]["mAP"], abs=1e-6)
+    assert main(["frames", str(tmp_path / "f.png"), "--data=synthetic_tracklets", f"--root={walks}",
+                 f"--model={tmp_path / 'run'}"]) == 0  # fmt: skip
 
 
 def test_resumes_exactly(walks, tmp_path, monkeypatch):

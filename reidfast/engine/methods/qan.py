@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from torch import Tensor
@@ -122,6 +122,7 @@ class QANTask(ClipTask):
     """
 
     model: QAN
+    method = "qan"
 
     def __init__(self, model: QAN, config: Config, data: ReidData, num_classes: int) -> None:
         super().__init__(model, config, data)
@@ -130,9 +131,10 @@ class QANTask(ClipTask):
         self.triplet = SetTripletLoss(config.loss.margin, contrastive=config.loss.contrastive)
 
     def card(self) -> dict[str, Any]:
-        """The settings of the model, its classes and the size of its input."""
-        c = self.config
-        return {"model": asdict(c.model), "classes": self.num_classes, "size": [c.data.height, c.data.width]}
+        """How to make the model again."""
+        m, c = self.config.model, self.config.data
+        options = {"num_classes": self.num_classes, "backbone": m.backbone, "backbone_options": m.options}
+        return {"model": {"name": "qan", "options": options | {"size": [c.height, c.width]} | m.head}}
 
     def configure_optimizers(self) -> Any:
         """The backbone at its own rate, the rest at the full one."""
