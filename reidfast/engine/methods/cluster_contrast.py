@@ -22,11 +22,11 @@ from reidfast.data.samplers import IdentitySampler
 from reidfast.data.transforms import TrainTransform
 from reidfast.engine.config import DataConfig, OptimConfig, RunConfig
 from reidfast.engine.methods import paul
-from reidfast.engine.methods.paul import gather
 from reidfast.engine.task import ReidDataModule, ReidTask, optimizer_and_schedule
 from reidfast.evaluation import cluster
 from reidfast.models import create_model, unfold_batch_norms
 from reidfast.models.cluster_contrast import ClusterContrast
+from reidfast.nn import gather_rows
 
 
 @dataclass
@@ -195,7 +195,7 @@ class ClusterContrastTask(ReidTask):
         self._centres = self._centres.to(features.device)
         scale = 1 / self.config.loss.temperature
         loss = ops.memory_loss(features, self._centres, targets=labels, scale=scale, metric="dot").mean()
-        self._pending = gather(labels), gather(features.detach())
+        self._pending = gather_rows(labels), gather_rows(features.detach())
         self.log_dict({"loss/total": loss.detach(), "clusters": float(self.clusters)}, prog_bar=True)
         return loss
 

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import lightning
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,7 +26,7 @@ from reidfast.engine.task import ReidTask
 from reidfast.losses import IPFL, PEDAL
 from reidfast.models import create_model, load_weights, unfold_batch_norms
 from reidfast.models.paul import PatchNet
-from reidfast.nn import MemoryBank
+from reidfast.nn import MemoryBank, gather_rows
 
 MEMORY_PASS = 2**31 - 1  # the epoch that the pass over the images before the first epoch draws as
 
@@ -292,7 +291,7 @@ class PaulTask(ReidTask):
         self.model.train()
         for images, _, _, rows in module.memory_loader():
             features = self.model(images.to(self.device)).features
-            self.memory.write(gather(rows.to(self.device)), _gather_parts(features))
+            self.memory.write(gather_rows(rows.to(self.device)), _gather_parts(features))
         if not bool(self.memory.filled.all()):
             raise RuntimeError("paul: the pass over the training images left rows of the memory unwritten")
 
@@ -325,7 +324,7 @@ class PaulTask(ReidTask):
                 self.model(views.flatten(0, 1))
             return None
         features = self.model(views.flatten(0, 1)).features  # [M, B * views, d]
-        all_rows = gather(rows)
+        all_rows = gather_rows(rows)
         weights = self.config.loss
         total = features.sum() * 0
         logged = {}
@@ -338,7 +337,7 @@ class PaulTask(ReidTask):
         if self.ipfl is not None:
             embeddings = self.embedding(features)
             means = embeddings.detach().float().view(size, count, -1).mean(1)
-            self.centres.write_or_update(all_rows, gather(means))
+            self.centres.write_or_update(all_rows, gather_rows(means))
             own = torch.arange(size, device=rows.device).repeat_interleave(count)
             loss = self.ipfl(embeddings, self.centres.bank[rows], own)
             total = total + weights.ipfl * loss
@@ -347,18 +346,9 @@ class PaulTask(ReidTask):
         return total
 
 
-def gather(x: Tensor) -> Tensor:
-    """The rows of all processes, in rank order, without gradient; with one process `x` itself."""
-    if not dist.is_available() or not dist.is_initialized() or dist.get_world_size() == 1:
-        return x
-    pieces = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-    dist.all_gather(pieces, x.contiguous())
-    return torch.cat(pieces)
-
-
 def _gather_parts(features: Tensor) -> Tensor:
     """Features [M, B, d] of all processes, [M, W B, d], in rank order."""
-    return gather(features.transpose(0, 1).contiguous()).transpose(0, 1)
+    return gather_rows(features.transpose(0, 1).contiguous()).transpose(0, 1)
 
 
 def patch_optimizer(config: Any, rates: dict[str, float], model: PatchNet, factor: Any) -> Any:
