@@ -20,7 +20,7 @@ from reidfast.version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("info", "data", "extract", "evaluate", "search", "report", "frames", "demo", "bench", "train")
+COMMANDS = ("info", "data", "extract", "evaluate", "search", "report", "frames", "demo", "bench", "train", "patches")
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError, MemoryError)
 
 

@@ -3,6 +3,7 @@
 """Results for people: ranked lists in pictures, CMC curves, one HTML page."""
 
 from .page import write_page
+from .patches import draw_patches, patch_corners
 from .pictures import draw_ranked_lists
 from .plots import plot_cmc
 from .rankings import RankedList, rank_queries
@@ -12,8 +13,10 @@ __all__ = [
     "RankedList",
     "TrackletRow",
     "describe_tracklets",
+    "draw_patches",
     "draw_ranked_lists",
     "draw_tracklets",
+    "patch_corners",
     "plot_cmc",
     "rank_queries",
     "write_page",
