@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
 """What is measured: one entry per op, in benchmarks/ops/<op>.py (and benchmarks/evaluation.py,
-benchmarks/reranking.py).
+benchmarks/neighbours.py).
 
 An entry names its shapes, makes its inputs, and lists *providers*: ways to compute the same thing. Always eager PyTorch
 and ``torch.compile`` of the same formula, the peer's way where there is one, and ours. Bytes and flops are the least
@@ -38,6 +38,7 @@ class Bench:
         tests: Test file that must be green before a figure counts.
         devices: Device types the entry can run on.
         quick: Shapes that pytest-benchmark runs by default.
+        long: Shapes of minutes, left out of a run unless it names them or says --long.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Bench:
     tests: str = ""
     devices: tuple[str, ...] = ("cpu", "cuda")
     quick: tuple[str, ...] = ()
+    long: tuple[str, ...] = ()
 
     def provider_names(self) -> list[str]:
         """Names of the providers, taken at the smallest shape."""
@@ -78,7 +80,7 @@ def load_all() -> dict[str, Bench]:
             plain = module.name.rsplit(".", 1)[-1]
             if (
                 not module.ispkg
-                and plain not in ("overhead", "registry", "run", "timing")
+                and plain not in ("overhead", "registry", "run", "reranking", "timing")
                 and not plain.startswith("test_")
             ):
                 importlib.import_module(module.name)

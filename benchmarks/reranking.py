@@ -1,230 +1,230 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Re-ranking and Jaccard graphs against half of the symmetric product and against the dense pattern of the peers.
+"""Re-ranking at full size and evaluation against gallery size: ``python -m benchmarks.reranking [PART ...]``.
 
-``python -m benchmarks.reranking`` prints time and peak memory against the number of gallery items instead.
+Parts, each minutes long: ``market`` (against torchreid's own code: time, peak memory, equality), ``msmt17``
+(`rank_reranked` at 11,659 + 82,161), ``jaccard`` (against fast-reid's own faiss-and-dense code), ``real`` (features of
+real images, where $REIDFAST_DATA has them) and ``size`` (time and memory up to 10^6 rows, re-ranking up to 10^5). With
+--out, parts are written as they finish, and those of an earlier run stay in the file.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import os
+import tempfile
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.registry import Bench, register
-from reidfast.evaluation import jaccard_graph, rank_reranked, rerank
+from benchmarks import neighbours, run, timing  # neighbours registers what is measured here
+from benchmarks.registry import REGISTRY
+from reidfast.evaluation import rank, rank_distances, rank_reranked, rerank, search
+from reidfast.evaluation._rerank_variants import VARIANTS
+from reidfast.evaluation.reference_rerank import dense_rerank
 from reidfast.testing import peak_memory
 
-
-def people(rows, dim):
-    """Unit features of identities with 20 images each, shuffled; identities and cameras."""
-    generator = torch.Generator().manual_seed(0)
-    ids = (torch.arange(rows) // 20)[torch.randperm(rows, generator=generator)]
-    x = torch.randn(rows // 20 + 1, dim, generator=generator)[ids]
-    x += 3 * torch.randn(rows, dim, generator=generator)
-    return torch.nn.functional.normalize(x), ids.numpy(), torch.randint(0, 6, (rows,), generator=generator).numpy()
+Part = dict[str, list[dict[str, Any]]]
+GIGA = 1e9
 
 
-def half_product(x):
-    """The matrix product that nobody can do without: every pair once, nothing kept."""
-    for begin in range(0, len(x), 1024):
-        x[begin : begin + 1024] @ x[begin:].T
+def fact(what: str, value: Any, wanted: str = "", met: bool | None = None) -> dict[str, Any]:
+    """One line of the table of facts, printed as it is found."""
+    verdict = "" if met is None else f"  wanted {wanted}: {'met' if met else 'MISSED'}"
+    print(f"{what}: {value}{verdict}", flush=True)
+    return {"what": what, "value": value, "wanted": wanted, "met": met}
 
 
-def square_distances(x, y):
-    return (x.square().sum(1, keepdim=True) + y.square().sum(1)).addmm_(x, y.T, alpha=-2).numpy()
-
-
-def dense_weights(rank, weigh, near, half, k2):
-    """V as a dense matrix with a Python loop over items, as torchreid, fast-reid and OpenUnReID make it."""
-    n = len(rank)
-
-    def reciprocal(i, k):
-        forward = rank[i, :k]
-        return forward[np.where(rank[forward, :k] == i)[0]]
-
-    v = np.zeros((n, n), np.float32)
-    for i in range(n):
-        own = reciprocal(i, near)
-        grown = own
-        for j in own:
-            other = reciprocal(j, half)
-            if len(np.intersect1d(other, own)) > 2 / 3 * len(other):
-                grown = np.append(grown, other)
-        grown = np.unique(grown)
-        v[i, grown] = weigh(i, grown)
-    if k2 == 1:
-        return v
-    expanded = np.zeros_like(v)
-    for i in range(n):
-        expanded[i] = v[rank[i, :k2]].mean(0)
-    return expanded
-
-
-def dense_jaccard(v, rows):
-    """Jaccard distances by inverted lists over a dense V."""
-    lists = [np.where(v[:, j] != 0)[0] for j in range(len(v))]
-    out = np.empty((rows, len(v)), np.float32)
-    for i in range(rows):
-        minima = np.zeros(len(v), np.float32)
-        for j in np.where(v[i] != 0)[0]:
-            minima[lists[j]] += np.minimum(v[i, j], v[lists[j], j])
-        out[i] = 1 - minima / (2 - minima)
-    return out
-
-
-def argsort_pattern(q, g, k1=20, k2=6, lambda_=0.3):
-    """Distances, full argsort, dense V: what torchreid does from features on."""
-    distances = [square_distances(a, b) for a, b in ((q, g), (q, q), (g, g))]
-    whole = np.block([[distances[1], distances[0]], [distances[0].T, distances[2]]])
-    whole = np.power(whole, 2).astype(np.float32)
-    whole = np.transpose(whole / whole.max(0))
-    rank = np.argsort(whole).astype(np.int32)
-
-    def weigh(i, others):
-        weights = np.exp(-whole[i, others])
-        return weights / weights.sum()
-
-    v = dense_weights(rank, weigh, k1 + 1, round(k1 / 2) + 1, k2)
-    return (dense_jaccard(v, len(q)) * (1 - lambda_) + whole[: len(q)] * lambda_)[:, len(q) :]
-
-
-def faiss_pattern(x, k1=30, k2=6):
-    """Exact neighbours from faiss, one small product per item, dense V: what cluster-contrast does."""
-    try:
-        import faiss
-
-        index = faiss.IndexFlatL2(x.shape[1])
-        index.add(x.numpy())
-        rank = index.search(x.numpy(), k1)[1]
-    except ImportError:
-        rank = np.concatenate([(x[i : i + 512] @ x.T).topk(k1).indices.numpy() for i in range(0, len(x), 512)])
-
-    def weigh(i, others):
-        return torch.softmax(2 * (x[i : i + 1] @ x[torch.from_numpy(others)].T) - 2, 1).flatten().numpy()
-
-    return dense_jaccard(dense_weights(rank, weigh, k1, round(k1 / 2) + 1, k2), len(x))
-
-
-def rerank_providers(shape, device):
-    x = people(shape["queries"] + shape["gallery"], shape["dim"])[0]
-    q, g = x[: shape["queries"]], x[shape["queries"] :]
-    steps = {"reidfast": lambda: rerank(q, g, variant="torchreid").dense(), "half product": lambda: half_product(x)}
-    if shape["dense"]:
-        steps["torchreid's pattern"] = lambda: argsort_pattern(q, g)
-    return steps
-
-
-def rank_providers(shape, device):
-    x, ids, cameras = people(shape["queries"] + shape["gallery"], shape["dim"])
-    at = shape["queries"]
-    labels = ids[:at], ids[at:], cameras[:at], cameras[at:]
-    return {"reidfast": lambda: rank_reranked(x[:at], x[at:], *labels), "half product": lambda: half_product(x)}
-
-
-def graph_providers(shape, device):
-    x = people(shape["items"], shape["dim"])[0]
-    steps = {"reidfast": lambda: jaccard_graph(x), "half product": lambda: half_product(x)}
-    if shape["dense"]:
-        steps["cluster-contrast's pattern"] = lambda: faiss_pattern(x)
-    return steps
-
-
-def items(shape):
-    return shape["items"] if "items" in shape else shape["queries"] + shape["gallery"]
-
-
-SHAPES = {
-    "market": {"queries": 3368, "gallery": 15913, "dim": 2048, "dense": False},
-    "market with the dense pattern": {"queries": 3368, "gallery": 15913, "dim": 2048, "dense": True},
-    "fifth of market": {"queries": 674, "gallery": 3182, "dim": 2048, "dense": True},
-    "tiny": {"queries": 8, "gallery": 40, "dim": 16, "dense": True},
-}
-COMMON = {
-    "bytes": lambda s: 4.0 * items(s) * s["dim"],
-    "flops": lambda s: float(items(s)) ** 2 * s["dim"],
-    "mode": "forward",
-    "devices": ("cpu",),
-}
-register(
-    Bench(
-        name="rerank",
-        shapes=SHAPES,
-        providers=rerank_providers,
-        targets={
-            "market": {"half product": 1 / 1.6},
-            "market with the dense pattern": {"torchreid's pattern": 20.0, "half product": 1 / 1.6},
-        },
-        tests="tests/evaluation/test_rerank.py",
-        **COMMON,
-    )
-)
-register(
-    Bench(
-        name="rank_reranked",
-        shapes={
-            "msmt17, D=512": {"queries": 11659, "gallery": 82161, "dim": 512},
-            "msmt17, D=2048": {"queries": 11659, "gallery": 82161, "dim": 2048},
-            "tiny": {"queries": 8, "gallery": 40, "dim": 16},
-        },
-        providers=rank_providers,
-        tests="tests/evaluation/test_rerank.py",
-        **COMMON,
-    )
-)
-register(
-    Bench(
-        name="jaccard_graph",
-        shapes={
-            "market train": {"items": 12936, "dim": 2048, "dense": True},
-            "msmt17 train": {"items": 32621, "dim": 2048, "dense": False},
-            "quarter of market train": {"items": 3234, "dim": 2048, "dense": True},
-            "tiny": {"items": 48, "dim": 16, "dense": True},
-        },
-        providers=graph_providers,
-        targets={"market train": {"cluster-contrast's pattern": 10.0}},
-        tests="tests/evaluation/test_rerank.py",
-        **COMMON,
-    )
-)
-
-
-def seconds(step):
-    begin = time.perf_counter()
-    step()
-    return time.perf_counter() - begin
-
-
-def scaling_row(gallery, dim, queries):
-    """Time and peak memory of rank_reranked, and of the dense pattern while its 24 N^2 bytes stay below 4 GB."""
-    setup = f"""
-    from benchmarks.reranking import *
-    x, ids, cameras = people({queries + gallery}, {dim})
-    q, g = x[:{queries}], x[{queries}:]
-    labels = ids[:{queries}], ids[{queries}:], cameras[:{queries}], cameras[{queries}:]
-    rank_reranked(q[:64], g[:256], ids[:64] * 0, ids[:256] * 0)
-    """
-    memory = peak_memory(setup, "rank_reranked(q, g, *labels)") / 1e6
-    x, ids, cameras = people(queries + gallery, dim)
-    q, g = x[:queries], x[queries:]
-    labels = ids[:queries], ids[queries:], cameras[:queries], cameras[queries:]
-    ours, product = seconds(lambda: rank_reranked(q, g, *labels)), seconds(lambda: half_product(x))
-    row = f"{gallery:>9} {ours:>11.2f} {memory:>7.0f} {product:>15.2f}"
-    if 24 * (queries + gallery) ** 2 < 4e9:
-        dense = seconds(lambda: argsort_pattern(q, g))
-        row += f" {dense:>9.2f} {peak_memory(setup, 'argsort_pattern(q, g)') / 1e6:>7.0f}"
+def entry(name: str, shape: str, ceiling: dict[str, float], rounds: int = 5) -> dict[str, Any]:
+    """A row of the registry, measured and printed."""
+    row = run.run_entry(REGISTRY[name], shape, "cpu", ceiling, rounds)
+    run.print_row(row)
     return row
 
 
+def features(queries: int, gallery: int, dim: int) -> str:
+    """Source that makes q, g and labels in another process and warms up."""
+    return f"""
+    import numpy
+    from benchmarks import neighbours
+    from reidfast.evaluation import *
+    x, ids, cameras = neighbours.people({queries + gallery}, {dim})
+    q, g = x[:{queries}], x[{queries}:]
+    labels = ids[:{queries}], ids[{queries}:], cameras[:{queries}], cameras[{queries}:]
+    small = q[:64].clone(), g[:256].clone(), [1] * 64, [1] * 256
+    rank_reranked(*small), rank(*small), search(*small[:2], 10)
+    """
+
+
+def market(ceiling: dict[str, float]) -> Part:
+    """3368 + 15,913 at D = 2048 against torchreid."""
+    q, g = 3368, 15913
+    rows = [entry("rerank", "market and torchreid", ceiling)]
+    setup = features(q, g, 2048)
+    with tempfile.TemporaryDirectory() as folder:
+        theirs_file = Path(folder) / "theirs.npy"
+        call = f"name, step = neighbours.torchreid_rerank(q, g); numpy.save({str(theirs_file)!r}, step())"
+        theirs_bytes = peak_memory(setup, call)
+        theirs = np.load(theirs_file)
+    ours_bytes = peak_memory(setup, 'kept = rerank(q, g, variant="torchreid").dense()')
+    x, ids, cameras = neighbours.people(q + g, 2048)
+    labels = ids[:q], ids[q:], cameras[:q], cameras[q:]
+    ours = rerank(x[:q], x[q:], variant="torchreid").dense().numpy()
+    largest = float(np.abs(ours - theirs).max())
+    before = rank(x[:q], x[q:], *labels).mean_ap
+    ap = [rank_distances(d, *labels).mean_ap for d in (ours, theirs)]
+    share = ours_bytes / theirs_bytes
+    return {
+        "results": rows,
+        "facts": [
+            fact("market: peak memory beyond the features, ours with `.dense()`", f"{ours_bytes / GIGA:.3f} GB"),
+            fact("market: peak memory beyond the features, torchreid", f"{theirs_bytes / GIGA:.2f} GB"),
+            fact("market: ours / torchreid, memory", f"{share:.4f}", "at most 0.1", share <= 0.1),
+            fact("market: largest difference of a final distance", f"{largest:.1e}", "at most 1e-5", largest <= 1e-5),
+            fact("market: mAP before re-ranking", f"{before:.6f}"),
+            fact("market: mAP, ours and torchreid", f"{ap[0]:.6f} and {ap[1]:.6f}", "six digits",
+                 f"{ap[0]:.6f}" == f"{ap[1]:.6f}"),
+        ],
+    }  # fmt: skip
+
+
+def msmt17(ceiling: dict[str, float]) -> Part:
+    """11,659 + 82,161 through rank_reranked."""
+    rows, facts = [], []
+    for dim in (512, 2048):
+        rows.append(entry("rank_reranked", f"msmt17, D={dim}", ceiling))
+        used = peak_memory(features(11659, 82161, dim), "rank_reranked(q, g, *labels)")
+        what = f"msmt17, D={dim}: peak memory of `rank_reranked` beyond the features"
+        facts.append(fact(what, f"{used / GIGA:.3f} GB", "below 4 GB", used < 4e9))
+    return {"results": rows, "facts": facts}
+
+
+def jaccard(ceiling: dict[str, float]) -> Part:
+    """Jaccard graph of Market's and MSMT17's training sets."""
+    return {"results": [entry("jaccard_graph", shape, ceiling) for shape in ("market train", "msmt17 train")]}
+
+
+def real(ceiling: dict[str, float]) -> Part:
+    """Scores of real features, and the dense float64 reference beside them."""
+    folder = Path(os.environ.get("REIDFAST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    file = folder / "features" / "osnet_x0_25_msmt17__market751_holdout.npz"
+    if not file.exists():
+        print(f"real: left out, no {file}; set REIDFAST_DATA")
+        return {}
+    with np.load(file, allow_pickle=False) as held:
+        names = ("query", "gallery", "query_pid", "gallery_pid", "query_cam", "gallery_cam")
+        q, g, *labels = (held[name] for name in names)
+    q, g = (x.astype(np.float32) / np.linalg.norm(x.astype(np.float32), axis=1, keepdims=True) for x in (q, g))
+    facts = [fact("real features (960 + 3321, OSNet): mAP without re-ranking", f"{rank(q, g, *labels).mean_ap:.6f}")]
+    for variant in ("zhong", "torchreid"):
+        exact = dense_rerank(q.astype(np.float64), g.astype(np.float64), 20, 6, 0.3, VARIANTS[variant])
+        gap = float(np.abs(rerank(q, g, variant=variant).dense() - exact).max())
+        ap = rank_reranked(q, g, *labels, variant=variant).mean_ap, rank_distances(exact, *labels).mean_ap
+        facts += [
+            fact(f"real features: mAP re-ranked ({variant}), ours and dense float64 reference",
+                 f"{ap[0]:.6f} and {ap[1]:.6f}", "six digits", f"{ap[0]:.6f}" == f"{ap[1]:.6f}"),
+            fact(f"real features: largest difference from the dense float64 reference ({variant})", f"{gap:.1e}",
+                 "at most 1e-5", gap <= 1e-5),
+        ]  # fmt: skip
+    return {"facts": facts}
+
+
+def seconds(step: Callable[[], Any]) -> float:
+    """Median of three, of one where that takes long."""
+    times = []
+    while not times or (len(times) < 3 and sum(times) < 20):
+        begin = time.perf_counter()
+        step()
+        times.append(time.perf_counter() - begin)
+    return float(np.median(times))
+
+
+def sizes(ceiling: dict[str, float]) -> Part:
+    """Time and peak memory of rank and search at D = 512, 1000 queries; of re-ranking; from shards on disk."""
+    queries, dim = 1000, 512
+    rows = []
+
+    def add(what: str, gallery: int, time_s: float, product_s: float, memory: int | None) -> None:
+        rows.append({"what": what, "gallery": gallery, "dim": dim, "queries": queries, "s": time_s,
+                     "product_s": product_s, "bytes": memory})  # fmt: skip
+        used = "" if memory is None else f"{memory / 1e6:8.0f} MB"
+        print(f"{what:<16} {gallery:>9} rows {time_s:>8.2f} s, product {product_s:>8.2f} s {used}", flush=True)
+
+    for gallery in (10_000, 100_000, 1_000_000):
+        x, ids, cameras = neighbours.people(queries + gallery, dim)
+        q, g = x[:queries], x[queries:]
+        labels = ids[:queries], ids[queries:], cameras[:queries], cameras[queries:]
+        out = torch.zeros(queries, 10_000)
+
+        def product(q: torch.Tensor = q, g: torch.Tensor = g, out: torch.Tensor = out) -> None:
+            for begin in range(0, len(g), 10_000):
+                torch.mm(q, g[begin : begin + 10_000].T, out=out)
+
+        product()
+        bare = seconds(product)
+        setup = features(queries, gallery, dim)
+        add("rank", gallery, seconds(lambda: rank(q, g, *labels)), bare,  # noqa: B023
+            peak_memory(setup, "rank(q, g, *labels)"))  # fmt: skip
+        add("search k=10", gallery, seconds(lambda: search(q, g, 10)), bare,  # noqa: B023
+            peak_memory(setup, "search(q, g, 10)"))  # fmt: skip
+        if gallery == 1_000_000:
+            with tempfile.TemporaryDirectory() as folder:
+                files = [str(Path(folder) / f"{i}.npy") for i in range(4)]
+                for i, file in enumerate(files):
+                    np.save(file, g[i * 250_000 : (i + 1) * 250_000].numpy())
+                add("rank, 4 shards", gallery, seconds(lambda: rank(q, files, *labels)), bare, None)  # noqa: B023
+    for gallery in (10_000, 30_000, 100_000):
+        x, ids, cameras = neighbours.people(queries + gallery, dim)
+        q, g = x[:queries], x[queries:]
+        labels = ids[:queries], ids[queries:], cameras[:queries], cameras[queries:]
+        bare = seconds(neighbours.half_product(x))
+        ours = seconds(lambda: rank_reranked(q, g, *labels))  # noqa: B023
+        add("rank_reranked", gallery, ours, bare,
+            peak_memory(features(queries, gallery, dim), "rank_reranked(q, g, *labels)"))  # fmt: skip
+    return {"scale": rows}
+
+
+PARTS: dict[str, Callable[[dict[str, float]], Part]] = {
+    "market": market, "msmt17": msmt17, "jaccard": jaccard, "real": real, "size": sizes,
+}  # fmt: skip
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Command line."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.reranking", description=__doc__)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all)")
+    parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
+    parser.add_argument("--out", type=Path, help="JSON file to write, part by part")
+    args = parser.parse_args(arguments)
+    unknown = [name for name in args.parts if name not in PARTS]
+    if unknown:
+        parser.error(f"expected parts among {', '.join(PARTS)}, got {', '.join(unknown)}")
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    environment, ceiling = timing.environment(), timing.ceilings()
+    print(json.dumps(environment | ceiling))
+    parts = json.loads(args.out.read_text())["parts"] if args.out and args.out.exists() else {}
+    for name in args.parts or list(PARTS):
+        found = PARTS[name](ceiling)
+        if not found:
+            continue
+        parts[name] = {"environment": environment, **found}
+        if args.out:
+            report = {
+                "environment": environment,
+                "ceilings": ceiling,
+                "parts": {n: parts[n] for n in PARTS if n in parts},
+            }
+            partial = args.out.with_suffix(".partial")
+            partial.write_text(json.dumps(report, indent=1) + "\n")
+            partial.replace(args.out)
+    return 0
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--sizes", type=int, nargs="+", default=[2_000, 8_000, 32_000, 100_000])
-    parser.add_argument("--dim", type=int, default=512)
-    parser.add_argument("--queries", type=int, default=1_000)
-    options = parser.parse_args()
-    print(f"D={options.dim}, {options.queries} queries, {torch.get_num_threads()} threads")
-    print(f"{'gallery':>9} {'reidfast s':>11} {'MB':>7} {'half product s':>15} {'dense s':>9} {'MB':>7}")
-    for size in options.sizes:
-        print(scaling_row(size, options.dim, options.queries), flush=True)
+    raise SystemExit(main())

@@ -80,6 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", help="entries to run (default: all)")
     parser.add_argument("--list", action="store_true", help="list entries and shapes")
     parser.add_argument("--shape", action="append", help="only shapes of this name")
+    parser.add_argument("--long", action="store_true", help="shapes of minutes too (re-ranking at full size)")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--threads", type=int, default=None, help="CPU threads (default: torch's)")
     parser.add_argument("--rounds", type=int, default=7)
@@ -114,6 +115,9 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         for shape_name in bench.shapes:
             if args.shape and shape_name not in args.shape:
+                continue
+            if shape_name in bench.long and not (args.shape or args.long):
+                print(f"{name:<22} {shape_name}: takes minutes, left out; --long runs it")
                 continue
             rows.append(run_entry(bench, shape_name, args.device, ceiling, args.rounds))
             print_row(rows[-1])

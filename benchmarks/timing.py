@@ -51,7 +51,8 @@ def measure(
     A baseline that raises gets {"failed": reason} instead; ours is let through to raise.
 
     Args:
-        steps: What to time; each is warmed up twice.
+        steps: What to time; each is warmed up twice, once where that takes above 5 seconds. A step above half of
+            ``budget`` runs once, and that counts.
         device: "cpu" or "cuda".
         rounds: At least 5; fewer only for steps that alone would exceed ``budget``.
         round_seconds: Steps shorter than this are repeated within a round.
@@ -60,7 +61,9 @@ def measure(
     inner: dict[str, int] = {}
     count: dict[str, int] = {}
     failed: dict[str, str] = {}
+    times: dict[str, list[float]] = {}
     for name, step in steps.items():
+        begin = time.perf_counter()
         try:
             step()
         except Exception as error:  # a baseline that cannot run here is a row that says so, not the end of the run
@@ -69,13 +72,18 @@ def measure(
             failed[name] = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             continue
         sync(device)
-        begin = time.perf_counter()
-        step()
-        sync(device)
-        once = max(time.perf_counter() - begin, 1e-7)
+        once = time.perf_counter() - begin
+        times[name] = []
+        if once > budget / 2:
+            times[name].append(once)
+            continue
+        if once <= 5.0:
+            begin = time.perf_counter()
+            step()
+            sync(device)
+            once = max(time.perf_counter() - begin, 1e-7)
         inner[name] = max(1, min(10_000, int(round_seconds / once)))
         count[name] = max(1, min(rounds, int(budget / (once * inner[name]))))
-    times: dict[str, list[float]] = {name: [] for name in count}
     for turn in range(rounds):
         for name in count:
             if turn < count[name]:

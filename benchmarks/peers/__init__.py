@@ -5,7 +5,11 @@
 - fast-reid, cython: its own `rank_cy.pyx` from the wheel `fastreid==1.4.0`, compiled here;
 - torchreid, numpy: its own `rank.py` from the source archive `torchreid==0.2.5`;
 - torchreid, cython: that archive leaves the .pyx out, so `torchreid_restated.pyx` beside this file says in our words
-  what it does.
+  what it does;
+- torchreid, re-ranking: its own `distance.py` and `rerank.py` from the same archive, from features to the final matrix;
+- fast-reid, Jaccard distances: its own `compute_dist.py` from the same wheel, which is OpenUnReID's and
+  cluster-contrast's code (their faiss search on the CPU); `dense_restated.py` says the same in our words where faiss is
+  not installed. Neither OpenUnReID nor cluster-contrast is in the package index.
 
 Archives are unpacked below the user's cache folder and never installed. Compiling needs `pip install cython` and a C
 compiler (extra `[peers]`).
@@ -15,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 import importlib.util
 import io
 import os
@@ -24,10 +29,13 @@ import tarfile
 import warnings
 import zipfile
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
+import torch
+from numpy.typing import NDArray
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "reidfast" / "peers"
 
@@ -106,3 +114,26 @@ def torchreid_cython() -> ModuleType:
 @functools.cache
 def torchreid_numpy() -> ModuleType:
     return load(next(unpack("torchreid==0.2.5").glob("*/torchreid/reid/metrics/rank.py")), "torchreid_rank")
+
+
+@functools.cache
+def torchreid_rerank() -> Callable[[torch.Tensor, torch.Tensor], NDArray[np.float32]]:
+    """Query and gallery features to the final distances by torchreid's own code: three matrices, then `re_ranking`."""
+    metrics = next(unpack("torchreid==0.2.5").glob("*/torchreid/reid/metrics/distance.py"))
+    distance = load(metrics, "torchreid_distance").compute_distance_matrix
+    rerank = load(metrics.parents[1] / "utils/rerank.py", "torchreid_rerank").re_ranking
+    return lambda q, g: rerank(distance(q, g).numpy(), distance(q, q).numpy(), distance(g, g).numpy())
+
+
+@functools.cache
+def fastreid_jaccard() -> Callable[[torch.Tensor], NDArray[np.float32]]:
+    """Features to dense Jaccard distances by fast-reid's own code with faiss on the CPU, k1 = 30 and k2 = 6.
+
+    The file is loaded alone, as part of a package of no other content: fast-reid's own imports half of fast-reid.
+    """
+    folder = unpack("fastreid==1.4.0") / "fastreid/utils"
+    package = ModuleType("fastreid_utils_alone")
+    package.__path__ = [str(folder)]
+    sys.modules[package.__name__] = package
+    module = importlib.import_module(f"{package.__name__}.compute_dist")
+    return lambda x: module.compute_jaccard_distance(x, k1=30, k2=6, search_option=3)

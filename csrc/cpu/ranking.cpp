@@ -29,13 +29,15 @@ count_t<T> count_equal(const T* d, int64_t n, T t) {
 }
 
 #if defined(CPU_CAPABILITY_AVX512)
+#define REID_INLINE __attribute__((always_inline))
+
 // Compilers turn the loop below into a compare, a select and an add; here the add is masked by the compare.
 void compare_four(const float* d, int64_t n, const float* t, int32_t* below, int32_t* up_to) {
   const __m512i minus_one = _mm512_set1_epi32(-1);
   const __m512 t0 = _mm512_set1_ps(t[0]), t1 = _mm512_set1_ps(t[1]), t2 = _mm512_set1_ps(t[2]),
                t3 = _mm512_set1_ps(t[3]);
   __m512i a0 = _mm512_setzero_si512(), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-  const auto add = [&](__m512 v) __attribute__((always_inline)) {
+  const auto add = [&](__m512 v) REID_INLINE {
     a0 = _mm512_mask_sub_epi32(a0, _mm512_cmp_ps_mask(v, t0, _CMP_LT_OQ), a0, minus_one);
     a1 = _mm512_mask_sub_epi32(a1, _mm512_cmp_ps_mask(v, t1, _CMP_LT_OQ), a1, minus_one);
     a2 = _mm512_mask_sub_epi32(a2, _mm512_cmp_ps_mask(v, t2, _CMP_LT_OQ), a2, minus_one);
@@ -59,71 +61,109 @@ void compare_four(const float* d, int64_t n, const float* t, int32_t* below, int
 struct Sum2 {
   __m512i low, high;
 };
-inline __attribute__((always_inline)) Sum2 carry_save(__m512i a, __m512i b, __m512i c) {
+inline REID_INLINE Sum2 carry_save(__m512i a, __m512i b, __m512i c) {
   return {_mm512_ternarylogic_epi32(a, b, c, 0x96), _mm512_ternarylogic_epi32(a, b, c, 0xE8)};
 }
 
-// below[k] = number of d < t[k] for m <= 31 ascending thresholds, in one pass; false, and nothing counted, if any d
-// equals a threshold. Each d finds its place among the thresholds by a binary search in registers; the places, as one
-// bit of 32, are counted 16 vectors at a time by carry-save adders. NaN comes last, above every threshold.
-bool count_places(const float* d, int64_t n, const float* t, int64_t m, int32_t* below) {
-  alignas(64) float table[32];  // table[i] = t[i-1]
-  table[0] = NAN;
-  for (int64_t k = 0; k < 31; ++k) table[k + 1] = k < m ? t[k] : INFINITY;
-  const __m512 table_low = _mm512_load_ps(table), table_high = _mm512_load_ps(table + 16);
-  const __m512i one = _mm512_set1_epi32(1);
-  __m512i ones = _mm512_setzero_si512(), twos = ones, fours = ones, eights = ones;
-  int32_t sixteens_of[32] = {};
-  __mmask16 tie = 0;
-  const auto place = [&](const float* x, int64_t left) __attribute__((always_inline)) {
-    const __mmask16 inside = left >= 16 ? 0xFFFF : left > 0 ? static_cast<__mmask16>((1u << left) - 1) : 0;
-    const __m512 v = _mm512_mask_loadu_ps(_mm512_set1_ps(NAN), inside, x);
-    __m512i at =
-        _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(v, _mm512_set1_ps(table[16]), _CMP_NLT_UQ), _mm512_set1_epi32(16));
-    const auto step = [&](int width) __attribute__((always_inline)) {
+// The places of columns among m <= 2^kSteps - 1 ascending thresholds: a d stands at the number of thresholds t <= d,
+// found by a binary search in registers (NaN comes last). As one bit of 32 the places are counted, 16 vectors at a
+// time, by carry-save adders.
+template <int kSteps>
+struct Places {
+  static constexpr int kTable = 1 << kSteps;  // 16 or 32
+  __m512 low, high, middle;                   // low[i] = t[i-1], high[i] = t[i+15]
+  __m512i ones = _mm512_setzero_si512(), twos = ones, fours = ones, eights = ones, ties = ones;
+  __mmask16 nan = 0;
+  int32_t sixteens_of[kTable] = {};
+
+  Places(const float* t, int64_t m) {
+    alignas(64) float table[32];
+    table[0] = NAN;
+    for (int64_t k = 0; k < 31; ++k) table[k + 1] = k < m ? t[k] : INFINITY;
+    low = _mm512_load_ps(table), high = _mm512_load_ps(table + 16), middle = _mm512_set1_ps(table[kTable / 2]);
+  }
+  REID_INLINE __m512 look_up(__m512i at) const {
+    if constexpr (kSteps == 4)
+      return _mm512_permutexvar_ps(at, low);
+    else
+      return _mm512_permutex2var_ps(low, at, high);
+  }
+  REID_INLINE __m512i place(__m512 v, __mmask16 inside) {
+    const __m512i half = _mm512_set1_epi32(kTable / 2);
+    __m512i at = _mm512_maskz_mov_epi32(_mm512_cmp_ps_mask(v, middle, _CMP_NLT_UQ), half);
+    const auto step = [&](int width) REID_INLINE {
       const __m512i probe = _mm512_or_si512(at, _mm512_set1_epi32(width));
-      const __m512 u = _mm512_permutex2var_ps(table_low, probe, table_high);
-      at = _mm512_mask_mov_epi32(at, _mm512_cmp_ps_mask(v, u, _CMP_NLT_UQ), probe);
+      at = _mm512_mask_mov_epi32(at, _mm512_cmp_ps_mask(v, look_up(probe), _CMP_NLT_UQ), probe);
     };
-    step(8), step(4), step(2), step(1);
-    tie |= _mm512_cmp_ps_mask(v, _mm512_permutex2var_ps(table_low, at, table_high), _CMP_EQ_OQ);
-    return _mm512_sllv_epi32(one, at);
-  };
-  for (int64_t j = 0; j < n; j += 256) {
-    const auto pair = [&](int i) __attribute__((always_inline)) {
-      const Sum2 s =
-          carry_save(ones, place(d + j + 32 * i, n - j - 32 * i), place(d + j + 32 * i + 16, n - j - 32 * i - 16));
-      ones = s.low;
-      return s.high;
-    };
-    const auto four = [&](int i) __attribute__((always_inline)) {
-      const __m512i a = pair(i), b = pair(i + 1);
+    if constexpr (kSteps == 5) step(8);
+    step(4), step(2), step(1);
+    const __mmask16 equal = _mm512_mask_cmp_ps_mask(inside, v, look_up(at), _CMP_EQ_OQ);
+    ties = _mm512_mask_sub_epi32(ties, equal, ties, _mm512_set1_epi32(-1));
+    return _mm512_maskz_sllv_epi32(inside, _mm512_set1_epi32(1), at);
+  }
+  // Two vectors at x, `left` columns of which exist.
+  template <bool kWhole>
+  REID_INLINE __m512i pair(const float* x, int64_t left) {
+    const auto mask = [](int64_t n) { return n >= 16 ? 0xFFFF : n > 0 ? (1u << n) - 1 : 0; };
+    const __mmask16 in0 = kWhole ? 0xFFFF : mask(left), in1 = kWhole ? 0xFFFF : mask(left - 16);
+    const __m512 v0 = kWhole ? _mm512_loadu_ps(x) : _mm512_maskz_loadu_ps(in0, x);
+    const __m512 v1 = kWhole ? _mm512_loadu_ps(x + 16) : _mm512_maskz_loadu_ps(in1, x + 16);
+    nan |= _mm512_cmp_ps_mask(v0, v1, _CMP_UNORD_Q);
+    const Sum2 s = carry_save(ones, place(v0, in0), place(v1, in1));
+    ones = s.low;
+    return s.high;
+  }
+  template <bool kWhole>
+  REID_INLINE void add(const float* x, int64_t left) {
+    const auto four = [&](int64_t i) REID_INLINE {
+      const __m512i a = pair<kWhole>(x + i, left - i), b = pair<kWhole>(x + i + 32, left - i - 32);
       const Sum2 s = carry_save(twos, a, b);
       twos = s.low;
       return s.high;
     };
-    const auto eight = [&](int i) __attribute__((always_inline)) {
-      const __m512i a = four(i), b = four(i + 2);
+    const auto eight = [&](int64_t i) REID_INLINE {
+      const __m512i a = four(i), b = four(i + 64);
       const Sum2 s = carry_save(fours, a, b);
       fours = s.low;
       return s.high;
     };
-    const __m512i a = eight(0), b = eight(4);
+    const __m512i a = eight(0), b = eight(128);
     const Sum2 s = carry_save(eights, a, b);
     eights = s.low;
-    if (tie) return false;
-    for (int64_t k = 0; k < m; ++k)
+    for (int k = 0; k < kTable - 1; ++k)
       sixteens_of[k] += std::popcount(static_cast<uint32_t>(_mm512_test_epi32_mask(s.high, _mm512_set1_epi32(1 << k))));
   }
-  int32_t sum = 0;
-  for (int64_t k = 0; k < m; ++k) {
-    const auto count = [&](__m512i bits) {
-      return std::popcount(static_cast<uint32_t>(_mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << k))));
-    };
-    sum += 16 * sixteens_of[k] + 8 * count(eights) + 4 * count(fours) + 2 * count(twos) + count(ones);
-    below[k] = sum;
+  void run(const float* d, int64_t n) {
+    int64_t j = 0;
+    for (; j + 256 <= n; j += 256) add<true>(d + j, 256);
+    if (j < n) add<false>(d + j, n - j);
   }
-  return true;
+  // below[k] = number of d < t[k]
+  void finish(int64_t m, int32_t* below) const {
+    int32_t sum = 0;
+    for (int64_t k = 0; k < m; ++k) {
+      const auto count = [&](__m512i bits) {
+        return std::popcount(static_cast<uint32_t>(_mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << k))));
+      };
+      sum += 16 * sixteens_of[k] + 8 * count(eights) + 4 * count(fours) + 2 * count(twos) + count(ones);
+      below[k] = sum;
+    }
+  }
+};
+
+// below[k] = number of d < t[k], and of all d that equal some threshold; m <= 31. Infinite d may count as equal to one
+// that is not there.
+void count_places(const float* d, int64_t n, const float* t, int64_t m, int32_t* below, int64_t* ties, bool* nan) {
+  const auto with = [&](auto places) {
+    places.run(d, n);
+    places.finish(m, below);
+    *ties = _mm512_reduce_add_epi32(places.ties);
+    *nan = places.nan != 0;
+  };
+  if (m <= 15)
+    with(Places<4>(t, m));
+  else
+    with(Places<5>(t, m));
 }
 #endif
 
@@ -201,7 +241,10 @@ void count_row(const T* d, int64_t n, int64_t first_column, const T* thresholds,
 #if defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<T, float>) {
     int32_t places[31];
-    if (m <= 31 && count_places(d, n, thresholds, m, places)) {
+    int64_t tied = 1;
+    bool nan = false;
+    if (m <= 31) count_places(d, n, thresholds, m, places, &tied, &nan);
+    if (tied == 0) {
       for (int64_t k = 0; k < m; ++k) below[k] += places[k];
       return;
     }
@@ -241,6 +284,32 @@ void count_row(const T* d, int64_t n, int64_t first_column, const T* thresholds,
     if (high < m) ++below[high];
   }
   for (int64_t k = 1; k < m; ++k) below[k] += below[k - 1];
+}
+
+void count_whole_row(const float* d, int64_t n, const float* thresholds, int64_t m, const int64_t* const* skip,
+                     const int64_t* skipped, int lists, int64_t* below, bool* has_nan, bool* done) {
+  *done = false;
+#if defined(CPU_CAPABILITY_AVX512)
+  if (m > 31 || n > INT32_MAX) return;
+  int32_t places[31], skipped_at[32] = {};
+  int64_t tied = 0, tied_skipped = 0;
+  count_places(d, n, thresholds, m, places, &tied, has_nan);
+  if (*has_nan) return;
+  for (int list = 0; list < lists; ++list)
+    for (int64_t i = 0; i < skipped[list]; ++i) {
+      const float v = d[skip[list][i]];
+      const int64_t at = bound<true>(thresholds, m, v);
+      ++skipped_at[at];
+      tied_skipped += at > 0 && thresholds[at - 1] == v;
+    }
+  if (tied != tied_skipped) return;  // a column that counts is tied with a match
+  int32_t sum = 0;
+  for (int64_t k = 0; k < m; ++k) {
+    sum += skipped_at[k];
+    below[k] += places[k] - sum;
+  }
+  *done = true;
+#endif
 }
 
 template <typename T>

@@ -20,6 +20,12 @@ REID_CPU_DECLARE(
     void count_row(const T* d, int64_t n, int64_t first_column, const T* thresholds, const int64_t* column, int64_t m,
                    int64_t* below, int64_t* equal, int64_t* before);
 
+    // The same for a whole row of a matrix, in place: nothing holds NaN; columns that must not count stand in `lists`
+    // lists skip[i] [skipped[i]]. *has_nan |= any NaN. Not *done, and nothing added: the row has ties or NaN, or this
+    // processor has no way for it; count_row serves then.
+    void count_whole_row(const float* d, int64_t n, const float* thresholds, int64_t m, const int64_t* const* skip,
+                         const int64_t* skipped, int lists, int64_t* below, bool* has_nan, bool* done);
+
     // Appends to (values, columns) the columns with d < bound, in order; *found of them. Room for n.
     template <typename T> void select_below(const T* d, int64_t n, int64_t first_column, T bound, T* values,
                                             int64_t* columns, int64_t* found);

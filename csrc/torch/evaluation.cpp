@@ -7,6 +7,7 @@
 #include <ATen/ops/zeros_like.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <limits>
 #include <memory>
@@ -218,6 +219,222 @@ int64_t count_distances(const Tensor& distances, const Tensor& ptr, const Tensor
   return bad;
 }
 
+// Sorts pairs begin ... begin + m by (value, position): small lists by insertion.
+template <typename T>
+void sort_matches(T* value, int64_t* position, int64_t m) {
+  if (m <= 64) {
+    for (int64_t i = 1; i < m; ++i) {
+      const T v = value[i];
+      const int64_t p = position[i];
+      int64_t j = i;
+      for (; j > 0 && v < value[j - 1]; --j) value[j] = value[j - 1], position[j] = position[j - 1];
+      value[j] = v, position[j] = p;
+    }
+    return;
+  }
+  std::vector<std::pair<T, int64_t>> pool(m);
+  for (int64_t i = 0; i < m; ++i) pool[i] = {value[i], position[i]};
+  std::stable_sort(pool.begin(), pool.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  for (int64_t i = 0; i < m; ++i) value[i] = pool[i].first, position[i] = pool[i].second;
+}
+
+// Offsets of the valid pairs of every query.
+Tensor valid_offsets(const int64_t* pair_ptr, const bool* valid, int64_t queries) {
+  Tensor out = at::empty({queries + 1}, at::kLong);
+  int64_t* ptr = out.mutable_data_ptr<int64_t>();
+  ptr[0] = 0;
+  for (int64_t q = 0; q < queries; ++q) {
+    int64_t n = 0;
+    for (int64_t p = pair_ptr[q]; p < pair_ptr[q + 1]; ++p) n += valid[p];
+    ptr[q + 1] = ptr[q] + n;
+  }
+  return out;
+}
+
+const bool* bool_data(const Tensor& t, int64_t n, const char* name) {
+  TORCH_CHECK(t.is_cpu() && t.scalar_type() == at::kBool && t.is_contiguous() && t.numel() == n,
+              "evaluation: expected ", name, " to be contiguous bool [", n, "] on the CPU");
+  return t.const_data_ptr<bool>();
+}
+
+// The valid pairs of every query in ascending order of their values [pairs], equal ones by position: (ptr [Q+1],
+// order).
+std::tuple<Tensor, Tensor> sort_pairs(const Tensor& pair_ptr, const Tensor& valid, const Tensor& values) {
+  const int64_t queries = pair_ptr.numel() - 1;
+  const int64_t* pairs = int64_data(pair_ptr, "pair_ptr");
+  TORCH_CHECK(queries >= 0 && pairs[0] == 0 && pairs[queries] == values.numel() && values.is_contiguous(),
+              "evaluation: pairs do not fit ", queries, " queries");
+  const bool* counts = bool_data(valid, values.numel(), "valid");
+  const Tensor ptr = valid_offsets(pairs, counts, queries);
+  const int64_t* begin = ptr.const_data_ptr<int64_t>();
+  Tensor order = at::empty({begin[queries]}, at::kLong);
+  int64_t* position = order.mutable_data_ptr<int64_t>();
+  AT_DISPATCH_FLOATING_TYPES(values.scalar_type(), "sort_pairs", [&] {
+    const scalar_t* x = values.const_data_ptr<scalar_t>();
+    at::parallel_for(0, queries, 512, [&](int64_t first, int64_t last) {
+      std::vector<scalar_t> own;
+      for (int64_t q = first; q < last; ++q) {
+        own.clear();
+        for (int64_t p = pairs[q]; p < pairs[q + 1]; ++p)
+          if (counts[p]) position[begin[q] + own.size()] = p, own.push_back(x[p]);
+        sort_matches(own.data(), position + begin[q], own.size());
+      }
+    });
+  });
+  return {ptr, order};
+}
+
+// Evaluation of a matrix [Q, G] by one process, row by row: takes the distances of the pairs, sorts the valid ones and
+// counts what lies before each. pair_ptr [Q+1], rows [pairs] ascending per query, valid [pairs]; `drop` lists columns
+// that count for nobody. -> ptr [Q+1], order and values of the valid pairs (as sort_pairs), counts [3, valid] (below,
+// equal, before), and the first row with NaN or -1.
+std::tuple<Tensor, Tensor, Tensor, Tensor, int64_t> rank_matrix(const Tensor& distances, const Tensor& pair_ptr,
+                                                                const Tensor& rows, const Tensor& valid,
+                                                                const Tensor& drop) {
+  TORCH_CHECK(distances.dim() == 2, "evaluation: expected distances (Q, G), got ", distances.sizes());
+  const int64_t queries = distances.size(0), gallery = distances.size(1);
+  const Lists skip(pair_ptr, rows, queries, "rows");
+  TORCH_CHECK(skip.ptr[queries] == rows.numel(), "evaluation: rows do not fit ", queries, " queries");
+  const bool* counts_here = bool_data(valid, rows.numel(), "valid");
+  const int64_t *dropped = int64_data(drop, "drop"), *dropped_end = dropped + drop.numel();
+  for (int64_t i = 0; i < rows.numel(); ++i)
+    TORCH_CHECK(skip.column[i] >= 0 && skip.column[i] < gallery, "evaluation: row ", skip.column[i], " out of range");
+  for (const int64_t* c = dropped; c != dropped_end; ++c)
+    TORCH_CHECK(*c >= 0 && *c < gallery, "evaluation: row ", *c, " out of range");
+  const Tensor ptr = valid_offsets(skip.ptr, counts_here, queries);
+  const int64_t total = ptr.const_data_ptr<int64_t>()[queries];
+  const at::ScalarType dtype = acc_dtype(distances.scalar_type());
+  Tensor order = at::empty({total}, at::kLong), column = at::empty({total}, at::kLong),
+         values = at::empty({total}, dtype), counts = at::zeros({3, total}, at::kLong);
+  std::atomic<int64_t> bad{std::numeric_limits<int64_t>::max()};
+  AT_DISPATCH_FLOATING_TYPES(dtype, "rank_matrix", [&] {
+    using T = scalar_t;
+    const Thresholds<T> thresholds(ptr, values, column, counts, queries);
+    T* value = values.mutable_data_ptr<T>();
+    int64_t *position = order.mutable_data_ptr<int64_t>(), *own_column = column.mutable_data_ptr<int64_t>();
+    REID_DISPATCH_FLOATS(distances.scalar_type(), "rank_matrix", [&] {
+      const scalar_t* x = distances.const_data_ptr<scalar_t>();
+      const int64_t row_step = distances.stride(0), step = distances.stride(1);
+      over_rows(queries, gallery, [&](int64_t q) {
+        const scalar_t* row = x + q * row_step;
+        const int64_t k = thresholds.ptr[q], m = thresholds.ptr[q + 1] - k;
+        bool has_nan = false, done = false;
+        for (int64_t p = skip.ptr[q], i = k; p < skip.ptr[q + 1]; ++p) {
+          if (!counts_here[p]) continue;
+          value[i] = static_cast<T>(row[skip.column[p] * step]);
+          has_nan |= value[i] != value[i];
+          position[i++] = p;
+        }
+        if (!has_nan) {
+          sort_matches(value + k, position + k, m);
+          if (std::is_same_v<scalar_t, float> && std::is_same_v<T, float> && step == 1) {
+            const int64_t* const lists[] = {skip.column + skip.ptr[q], dropped};
+            const int64_t sizes[] = {skip.ptr[q + 1] - skip.ptr[q], dropped_end - dropped};
+            REID_CPU_CALL(count_whole_row, reinterpret_cast<const float*>(row), gallery,
+                          reinterpret_cast<const float*>(value + k), m, lists, sizes, 2, thresholds.below + k, &has_nan,
+                          &done);
+          }
+        }
+        if (!done && !has_nan) {
+          for (int64_t i = k; i < k + m; ++i) own_column[i] = skip.column[position[i]];
+          alignas(64) T piece[kMatrixColumns];
+          for (int64_t g0 = 0; g0 < gallery; g0 += kMatrixColumns) {
+            const int64_t n = std::min(kMatrixColumns, gallery - g0);
+            REID_CPU_CALL(load_row, row + g0 * step, step, n, piece, &has_nan);
+            skip.leave_out(q, piece, g0, n);
+            for (const int64_t* c = std::lower_bound(dropped, dropped_end, g0); c != dropped_end && *c < g0 + n; ++c)
+              piece[*c - g0] = std::numeric_limits<T>::quiet_NaN();
+            thresholds.count(q, piece, n, g0);
+          }
+        }
+        if (has_nan) {
+          int64_t seen = bad.load();
+          while (q < seen && !bad.compare_exchange_weak(seen, q)) {
+          }
+        }
+      });
+    });
+  });
+  return {ptr, order, values, counts, bad.load() == std::numeric_limits<int64_t>::max() ? -1 : bad.load()};
+}
+
+// Positions 0 .. n-1 in ascending order of ids, equal ones as they stand; and where each id begins.
+struct ById {
+  std::vector<int64_t> order, sorted, start;  // start: of ids low .. low + start.size() - 2, where those are dense
+  int64_t low = 0;
+
+  explicit ById(const int64_t* id, int64_t n) : order(n) {
+    if (n == 0) return;
+    const auto [least, most] = std::minmax_element(id, id + n);
+    low = *least;
+    // As unsigned: the range of int64 does not fit int64.
+    const uint64_t range = static_cast<uint64_t>(*most) - static_cast<uint64_t>(low);
+    if (range < static_cast<uint64_t>(4 * n + 65536)) {
+      start.assign(range + 2, 0);
+      for (int64_t i = 0; i < n; ++i) ++start[id[i] - low + 1];
+      for (size_t k = 1; k < start.size(); ++k) start[k] += start[k - 1];
+      std::vector<int64_t> next(start.begin(), start.end() - 1);
+      for (int64_t i = 0; i < n; ++i) order[next[id[i] - low]++] = i;
+      return;
+    }
+    std::iota(order.begin(), order.end(), int64_t{0});
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return id[a] < id[b]; });
+    sorted.resize(n);
+    for (int64_t i = 0; i < n; ++i) sorted[i] = id[order[i]];
+  }
+  // [first, last) of `wanted` in order.
+  std::pair<int64_t, int64_t> range_of(int64_t wanted) const {
+    if (!start.empty()) {
+      const uint64_t k = static_cast<uint64_t>(wanted) - static_cast<uint64_t>(low);
+      if (wanted < low || k + 1 >= start.size()) return {0, 0};
+      return {start[k], start[k + 1]};
+    }
+    const auto range = std::equal_range(sorted.begin(), sorted.end(), wanted);
+    return {range.first - sorted.begin(), range.second - sorted.begin()};
+  }
+};
+
+// Pairs (query, gallery column) of one identity, valid where the cameras differ: see reidfast/evaluation/_pairs.py,
+// which does the same in numpy. -> ptr [Q+1], column, valid, query [pairs]; columns by identity; start, size [Q]
+// therein.
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> find_pairs(
+    const Tensor& query_ids, const Tensor& gallery_ids, const std::optional<Tensor>& query_cameras,
+    const std::optional<Tensor>& gallery_cameras) {
+  const int64_t queries = query_ids.numel(), n = gallery_ids.numel();
+  const int64_t *wanted = int64_data(query_ids, "query_ids"), *id = int64_data(gallery_ids, "gallery_ids");
+  TORCH_CHECK(query_cameras.has_value() == gallery_cameras.has_value(), "evaluation: expected both cameras or neither");
+  const int64_t *seen_by = nullptr, *camera = nullptr;
+  if (query_cameras) {
+    seen_by = int64_data(*query_cameras, "query_cameras"), camera = int64_data(*gallery_cameras, "gallery_cameras");
+    TORCH_CHECK(query_cameras->numel() == queries && gallery_cameras->numel() == n, "evaluation: cameras do not fit");
+  }
+  const ById by_id(id, n);
+  Tensor ptr = at::empty({queries + 1}, at::kLong), start = at::empty({queries}, at::kLong),
+         size = at::empty({queries}, at::kLong), order = at::empty({n}, at::kLong);
+  std::copy(by_id.order.begin(), by_id.order.end(), order.mutable_data_ptr<int64_t>());
+  int64_t *p = ptr.mutable_data_ptr<int64_t>(), *s = start.mutable_data_ptr<int64_t>(),
+          *c = size.mutable_data_ptr<int64_t>();
+  p[0] = 0;
+  for (int64_t q = 0; q < queries; ++q) {
+    const auto [first, last] = by_id.range_of(wanted[q]);
+    s[q] = first, c[q] = last - first, p[q + 1] = p[q] + c[q];
+  }
+  Tensor column = at::empty({p[queries]}, at::kLong), query = at::empty({p[queries]}, at::kLong),
+         valid = at::empty({p[queries]}, at::kBool);
+  int64_t *column_of = column.mutable_data_ptr<int64_t>(), *query_of = query.mutable_data_ptr<int64_t>();
+  bool* counts = valid.mutable_data_ptr<bool>();
+  at::parallel_for(0, queries, 1024, [&](int64_t begin, int64_t end) {
+    for (int64_t q = begin; q < end; ++q)
+      for (int64_t i = 0; i < c[q]; ++i) {
+        const int64_t at = by_id.order[s[q] + i];
+        column_of[p[q] + i] = at;
+        query_of[p[q] + i] = q;
+        counts[p[q] + i] = camera == nullptr || camera[at] != seen_by[q];
+      }
+  });
+  return {ptr, column, valid, query, order, start, size};
+}
+
 // Merges the gallery chunk into the k nearest so far: values, columns [Q, k], filled [Q] of them in use, in no order
 // until sort_nearest. Later chunks hold higher columns, so that an equal distance never displaces an earlier one.
 Tensor nearest_features(const Tensor& query, const Tensor& gallery, const std::optional<Tensor>& rows, int64_t metric,
@@ -402,6 +619,14 @@ TORCH_LIBRARY_FRAGMENT(reidfast, m) {
       "eval_count_distances(Tensor distances, Tensor ptr, Tensor values, Tensor columns, Tensor same_ptr, Tensor same, "
       "Tensor drop, Tensor(a!) counts) -> int");
   m.def(
+      "eval_find_pairs(Tensor query_ids, Tensor gallery_ids, Tensor? query_cameras, Tensor? gallery_cameras) -> "
+      "(Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def("eval_sort_pairs(Tensor pair_ptr, Tensor valid, Tensor values) -> (Tensor, Tensor)");
+  m.def(
+      "eval_rank_matrix(Tensor distances, Tensor pair_ptr, Tensor rows, Tensor valid, Tensor drop) -> "
+      "(Tensor, Tensor, Tensor, Tensor, int)");
+  m.def(
       "eval_nearest_features(Tensor query, Tensor gallery, Tensor? rows, int metric, int first, Tensor exclude_ptr, "
       "Tensor exclude, int block_queries, int block_gallery, Tensor(a!) values, Tensor(b!) columns, Tensor(c!) filled) "
       "-> Tensor");
@@ -418,6 +643,9 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("eval_pair_distances", pair_distances);
   m.impl("eval_count_features", count_features);
   m.impl("eval_count_distances", count_distances);
+  m.impl("eval_find_pairs", find_pairs);
+  m.impl("eval_sort_pairs", sort_pairs);
+  m.impl("eval_rank_matrix", rank_matrix);
   m.impl("eval_nearest_features", nearest_features);
   m.impl("eval_sort_nearest", sort_nearest);
   m.impl("eval_histogram_features", histogram_features);

@@ -301,6 +301,30 @@ def count_distances(
     return bad
 
 
+def sort_pairs(pair_ptr: Tensor, valid: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """The valid pairs of every query in ascending order of values [pairs], equal ones by position: ptr [Q+1], order."""
+    query = torch.repeat_interleave(torch.arange(len(pair_ptr) - 1), pair_ptr.diff())
+    order = torch.nonzero(valid)[:, 0]
+    order = order[torch.sort(values[order], stable=True).indices]
+    order = order[torch.sort(query[order], stable=True).indices]
+    ptr = torch.zeros_like(pair_ptr)
+    ptr[1:] = torch.bincount(query[order], minlength=len(ptr) - 1).cumsum(0)
+    return ptr, order
+
+
+def rank_matrix(
+    distances: Tensor, pair_ptr: Tensor, rows: Tensor, valid: Tensor, drop: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+    """A whole evaluation from distances [Q, G]: ptr and order of `sort_pairs`, values, counts, first row with NaN."""
+    query = torch.repeat_interleave(torch.arange(len(distances)), pair_ptr.diff())
+    own = distances[query, rows]
+    own = own if own.dtype == torch.float64 else own.float()
+    ptr, order = sort_pairs(pair_ptr, valid, own)
+    values, counts = own[order], torch.zeros(3, len(order), dtype=torch.int64)
+    bad = count_distances(distances, ptr, values, rows[order], pair_ptr, rows, drop, counts)
+    return ptr, order, values, counts, bad
+
+
 def _sorted_keys(d: Tensor) -> Tensor:
     """int64 that orders as d (float32) does, in the upper half."""
     bits = (d + 0.0).view(torch.int32).long()
@@ -430,6 +454,8 @@ def _dispatch(name: str, reference: object) -> Dispatch:
 PAIR_DISTANCES = _dispatch("pair_distances", pair_distances)
 COUNT_FEATURES = _dispatch("count_features", count_features)
 COUNT_DISTANCES = _dispatch("count_distances", count_distances)
+SORT_PAIRS = _dispatch("sort_pairs", sort_pairs)
+RANK_MATRIX = _dispatch("rank_matrix", rank_matrix)
 NEAREST_FEATURES = _dispatch("nearest_features", nearest_features)
 SORT_NEAREST = _dispatch("sort_nearest", sort_nearest)
 HISTOGRAM_FEATURES = _dispatch("histogram_features", histogram_features)

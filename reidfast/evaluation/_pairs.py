@@ -7,12 +7,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from reidfast.evaluation._inputs import Labels
+from reidfast.ops._backends import Dispatch
 
 Ints = NDArray[np.int64]
 JUNK = -1  # gallery pid that counts for nobody
+HOST_ONLY = "works on ids and distances of the host"
 
 
 def expand(starts: Ints, counts: Ints) -> Ints:
@@ -59,18 +63,33 @@ def find_pairs(labels: Labels) -> Pairs:
     junk = labels.gallery == JUNK
     kept = np.flatnonzero(~junk) if junk.any() else None
     ids = labels.gallery if kept is None else labels.gallery[kept]
+    cameras = labels.query_cameras, labels.gallery_cameras
+    if cameras[1] is not None and kept is not None:
+        cameras = cameras[0], cameras[1][kept]
+    found = FIND_PAIRS.on["cpu"](*(None if x is None else torch.from_numpy(x) for x in (labels.query, ids, *cameras)))
+    ptr, column, valid, query, order, start, size = (x.numpy() for x in found)
+    return Pairs(kept, len(ids), ptr, column, valid, query, order, start, size)
+
+
+def _find_pairs(
+    query_ids: Tensor, gallery_ids: Tensor, query_cameras: Tensor | None, gallery_cameras: Tensor | None
+) -> tuple[Tensor, ...]:
+    """ptr, column, valid, query, gallery_order, group_start and group_size of `Pairs`."""
+    wanted, ids = query_ids.numpy(), gallery_ids.numpy()
     order = np.argsort(ids, kind="stable")
     in_order = ids[order]
-    start = np.searchsorted(in_order, labels.query, "left")
-    size = np.searchsorted(in_order, labels.query, "right") - start
+    start = np.searchsorted(in_order, wanted, "left")
+    size = np.searchsorted(in_order, wanted, "right") - start
     column = order[expand(start, size)]
-    query = np.repeat(np.arange(len(labels.query), dtype=np.int64), size)
-    if labels.query_cameras is None or labels.gallery_cameras is None:
+    query = np.repeat(np.arange(len(wanted), dtype=np.int64), size)
+    if query_cameras is None or gallery_cameras is None:
         valid = np.ones(len(column), bool)
     else:
-        cameras = labels.gallery_cameras if kept is None else labels.gallery_cameras[kept]
-        valid = cameras[column] != labels.query_cameras[query]
-    return Pairs(kept, len(ids), offsets(size), column, valid, query, order, start, size)
+        valid = gallery_cameras.numpy()[column] != query_cameras.numpy()[query]
+    return tuple(torch.from_numpy(x) for x in (offsets(size), column, valid, query, order, start, size))
+
+
+FIND_PAIRS = Dispatch("eval_find_pairs", reference=_find_pairs, triton_reason=HOST_ONLY, native_cuda=False)
 
 
 @dataclass

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -184,26 +185,45 @@ def rank_distances(
     wide = bool(ranks.add(np.array([d.dtype == torch.float64], np.int64))[0])
     if wide and d.dtype != torch.float64:
         d = d.double()
-    dtype = np.float64 if wide else np.float32
-    own = _gather(d, pairs).astype(dtype)
-    thresholds = _thresholds(pairs, own, ranks)
-    rows = pairs.row(pairs.column)
-    drop = tensor(np.flatnonzero(labels.gallery == JUNK))
+    thresholds, counts = count_matrix(op, d, labels, pairs, ranks)
+    shot = None
+    if PROTOCOLS[protocol].single_shot:
+        with together(ranks):
+            shot = _single_shot_matrix(op, d, labels, pairs, thresholds, ranks, max_rank)
+    return _finish(thresholds, ranks.add(counts), d.shape[0], kind, max_rank, shot)
+
+
+def count_matrix(
+    op: str, d: Tensor, labels: Labels, pairs: Pairs, ranks: Solo
+) -> tuple[_Thresholds, NDArray[np.int64]]:
+    """Thresholds of a matrix, and below, equal, before of each [3, n] in this part of the gallery."""
+    rows = tensor(pairs.row(pairs.column))
+    drop = tensor(np.empty(0, np.int64) if pairs.kept is None else np.flatnonzero(labels.gallery == JUNK))
+    if ranks.size == 1 and d.device.type == "cpu":
+        ptr, order, values, counted, bad_row = _engine.RANK_MATRIX.on["cpu"](
+            d, tensor(pairs.ptr), rows, tensor(pairs.valid), drop
+        )
+        if bad_row >= 0:
+            raise _nan_distance(op, bad_row)
+        return _Thresholds.of_pairs(pairs, ptr.numpy(), order.numpy(), values.numpy()), counted.numpy()
+    thresholds = _thresholds(pairs, _gather(d, pairs), ranks)
     # Within this part of the gallery a tie is broken by row; a match of another rank stands before or after all of it.
     column = thresholds.local_columns(ranks, pairs, d.shape[1])
     counts = torch.zeros(3, len(thresholds.query), dtype=torch.int64)
     with together(ranks):
         bad_row = _engine.COUNT_DISTANCES.on[d.device.type](
-            d, tensor(thresholds.ptr), tensor(thresholds.distance), tensor(column), tensor(pairs.ptr), tensor(rows),
-            drop, counts,
-        )  # fmt: skip
+            d,
+            tensor(thresholds.ptr),
+            tensor(thresholds.distance),
+            tensor(column),
+            tensor(pairs.ptr),
+            rows,
+            drop,
+            counts,
+        )
         if bad_row >= 0:
             raise _nan_distance(op, bad_row)
-    shot = None
-    if PROTOCOLS[protocol].single_shot:
-        with together(ranks):
-            shot = _single_shot_matrix(op, d, labels, pairs, thresholds, ranks, max_rank)
-    return _finish(thresholds, ranks.add(counts.numpy()), d.shape[0], kind, max_rank, shot)
+    return thresholds, counts.numpy()
 
 
 def _check_options(op: str, protocol: Any, average_precision: Any, precision: Any) -> str:
@@ -240,30 +260,20 @@ def _gather(d: Tensor, pairs: Pairs) -> NDArray[Any]:
     return (values if values.dtype == torch.float64 else values.float()).cpu().numpy()
 
 
-def _sort_order(query: Ints, distance: NDArray[Any], column: Ints, queries: int) -> Ints:
-    """By (query, distance, column)."""
-    n = len(query)
-    sizes = np.bincount(query, minlength=queries)
-    wide = int(sizes.max())
-    in_order = bool((np.diff(query) >= 0).all() and (np.diff(column)[np.diff(query) == 0] >= 0).all())
-    if not in_order or queries * wide > 8 * n:
-        return np.lexsort((column, distance, query))
-    # Sorted by (query, column) already, as one process finds them: sort short rows, several times faster.
-    place = np.arange(wide) < sizes[:, None]
-    table = np.full((queries, wide), np.inf, distance.dtype)
-    table[place] = distance
-    order = np.argsort(table, axis=1, kind="stable") + offsets(sizes)[:-1, None]
-    return order[place]
-
-
+@dataclass
 class _Thresholds:
-    """Valid matches of all ranks, sorted by (query, distance, global column)."""
+    """Valid matches of all ranks, sorted by (query, distance, global column); ``first`` = this rank's first column."""
 
-    def __init__(self, query: Ints, distance: NDArray[Any], column: Ints, queries: int, first: int) -> None:
-        order = _sort_order(query, distance, column, queries)
-        self.query, self.distance, self.column = query[order], distance[order], column[order]
-        self.ptr = offsets(np.bincount(query, minlength=queries))
-        self.first = first  # global column of this rank's first
+    query: Ints
+    distance: NDArray[Any]
+    column: Ints
+    ptr: Ints
+    first: int = 0
+
+    @classmethod
+    def of_pairs(cls, pairs: Pairs, ptr: Ints, order: Ints, distance: NDArray[Any]) -> _Thresholds:
+        """Of the valid pairs of one process, sorted."""
+        return cls(pairs.query[order], distance, pairs.column[order], ptr)
 
     def local_columns(self, ranks: Solo, pairs: Pairs, rows: int) -> Ints:
         """Matches' rows in this rank's matrix; -1 before it, ``rows`` behind."""
@@ -275,10 +285,17 @@ class _Thresholds:
 
 
 def _thresholds(pairs: Pairs, distances: NDArray[Any], ranks: Solo) -> _Thresholds:
+    if ranks.size == 1:
+        found = _engine.SORT_PAIRS.on["cpu"](tensor(pairs.ptr), tensor(pairs.valid), tensor(distances))
+        ptr, order = (x.numpy() for x in found)
+        return _Thresholds.of_pairs(pairs, ptr, order, distances[order])
     first, _ = ranks.starts(pairs.columns)
     query = ranks.concatenate(pairs.query[pairs.valid])
     column = ranks.concatenate(pairs.column[pairs.valid] + first)
-    return _Thresholds(query, ranks.concatenate(distances[pairs.valid]), column, len(pairs.ptr) - 1, first)
+    distance = ranks.concatenate(distances[pairs.valid])
+    order = np.lexsort((column, distance, query))
+    ptr = offsets(np.bincount(query, minlength=len(pairs.ptr) - 1))
+    return _Thresholds(query[order], distance[order], column[order], ptr, first)
 
 
 def _need_matches(op: str, labels: Labels, pairs: Pairs, ranks: Solo) -> None:

@@ -13,13 +13,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reidfast.evaluation import _engine, ranking
 from reidfast.evaluation import _rerank_engine as engine
-from reidfast.evaluation._distances import tensor, together
+from reidfast.evaluation import ranking
+from reidfast.evaluation._distances import together
 from reidfast.evaluation._groups import Solo, ranks_of
 from reidfast.evaluation._inputs import Features, Labels, check_count, check_pair, read_features, read_labels
 from reidfast.evaluation._metrics import PROTOCOLS, Counted, Ranking, score
-from reidfast.evaluation._pairs import JUNK, find_pairs
+from reidfast.evaluation._pairs import find_pairs
 from reidfast.evaluation._rerank_variants import RerankVariant, half_neighbours, resolve_variant
 
 __all__ = ["Reranked", "jaccard_graph", "rank_reranked", "rerank", "rerank_distances"]
@@ -373,17 +373,9 @@ def _count(op: str, d: Tensor, labels: Labels, single_shot: bool, max_rank: int)
     """What `rank_distances` counts in whole rows of distances."""
     solo = Solo()
     pairs = find_pairs(labels)
-    thresholds = ranking._thresholds(pairs, ranking._gather(d, pairs), solo)
-    counts = torch.zeros(3, len(thresholds.query), dtype=torch.int64)
-    bad_row = _engine.COUNT_DISTANCES.on[d.device.type](
-        d, tensor(thresholds.ptr), tensor(thresholds.distance),
-        tensor(thresholds.local_columns(solo, pairs, d.shape[1])), tensor(pairs.ptr),
-        tensor(pairs.row(pairs.column)), tensor(np.flatnonzero(labels.gallery == JUNK)), counts,
-    )  # fmt: skip
-    if bad_row >= 0:
-        raise ranking._nan_distance(op, bad_row)
+    thresholds, counts = ranking.count_matrix(op, d, labels, pairs, solo)
     shot = ranking._single_shot_matrix(op, d, labels, pairs, thresholds, solo, max_rank) if single_shot else None
-    return Counted(len(d), thresholds.query, thresholds.distance, *counts.numpy()), shot
+    return Counted(len(d), thresholds.query, thresholds.distance, *counts), shot
 
 
 def _encode(found: tuple[Tensor, ...], x: Tensor, y: Tensor, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
