@@ -60,7 +60,7 @@ $(VENV)/.torch:
 
 $(VENV)/.packages: $(VENV)/.torch pyproject.toml
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel "cmake>=3.25,<5" ninja pybind11
-	$(BIN)/python tools/requirements.py dev report train > $(VENV)/requirements.txt
+	$(BIN)/python tools/requirements.py dev report train onnx > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements.txt
 	touch $@
 

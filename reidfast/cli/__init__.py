@@ -20,7 +20,20 @@ from reidfast.version import __version__
 
 __all__ = ["main"]
 
-COMMANDS = ("info", "data", "extract", "evaluate", "search", "report", "frames", "demo", "bench", "train", "patches")
+COMMANDS = (  # one a line, as the help lists them
+    "info",
+    "data",
+    "train",
+    "extract",
+    "evaluate",
+    "search",
+    "report",
+    "frames",
+    "demo",
+    "bench",
+    "patches",
+    "export",
+)
 USER_ERRORS = (ValueError, TypeError, OSError, ImportError, NotImplementedError, RuntimeError, MemoryError)
 
 

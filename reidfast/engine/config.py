@@ -77,6 +77,7 @@ class ModelConfig:
         weights: Checkpoint of the backbone; None: random.
         options: Of the backbone.
         head_options: Of the head.
+        channels_last: Keep maps with the channels innermost: often much faster on the CPU, and for half types on GPUs.
         unfold: Undo folded batch norms of the weights before training (`unfold_batch_norms`), over this many training
             images; 0: no.
     """
@@ -86,6 +87,7 @@ class ModelConfig:
     weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     head_options: dict[str, Any] = field(default_factory=dict)
+    channels_last: bool = True
     unfold: int = 0
 
 

@@ -19,7 +19,12 @@ import torch.distributed as dist
 from reidfast._files import write_whole
 
 # Lightning's advice that does not apply here.
-QUIET = (".*Checkpoint directory .* exists and is not empty", ".*LeafSpec", ".*number of training batches")
+QUIET = (
+    ".*could not find the monitored key",
+    ".*Checkpoint directory .* exists and is not empty",
+    ".*LeafSpec",
+    ".*number of training batches",
+)
 
 
 def train(config: Any) -> dict[str, Any]:

@@ -136,4 +136,6 @@ def build(config: Config, data: ReidData) -> tuple[BaselineTask, ReidDataModule]
         backbone_options=m.options,
         **m.head_options,
     )
+    if m.channels_last:
+        model = model.to(memory_format=torch.channels_last)
     return BaselineTask(model, config, data, len(module.classes)), module  # type: ignore[arg-type]

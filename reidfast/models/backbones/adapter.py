@@ -88,10 +88,10 @@ class Adapter(Backbone):
                 "give select, a function that picks it"
             )
         wanted = LAYOUTS[self.layout]
-        if out.dim() not in wanted or len(out) != len(images):
+        if out.dim() not in wanted or out.shape[0] != images.shape[0]:
             raise ValueError(
-                f"Adapter: expected a map [B, C, h, w], tokens [B, N, C] or a vector [B, C] of {len(images)} images "
-                f"(layout {self.layout}), got {tuple(out.shape)}"
+                f"Adapter: expected a map [B, C, h, w], tokens [B, N, C] or a vector [B, C] of {images.shape[0]} "
+                f"images (layout {self.layout}), got {tuple(out.shape)}"
             )
         return out
 
@@ -107,7 +107,7 @@ class Adapter(Backbone):
             raise ValueError(
                 f"Adapter: expected {rows} x {columns} tokens after {self.prefix} of prefix, got {out.shape[1]} in all"
             )
-        return out[:, self.prefix :].transpose(1, 2).reshape(len(out), -1, rows, columns)
+        return out[:, self.prefix :].transpose(1, 2).reshape(out.shape[0], out.shape[2], rows, columns)
 
     def forward_map(self, images: Tensor) -> Tensor:
         """Feature map `[B, C, h, w]` of `images [B, 3, H, W]`; of a vector, 1 x 1."""
