@@ -51,7 +51,8 @@ def run(args: argparse.Namespace) -> None:
         return
     height, width = args.size
     print(
-        f"{done.path}: images [batch, 3, {height}, {width}] -> features [batch, {done.feature_size}], opset {done.opset}"
+        f"{done.path}: images [batch, 3, {height}, {width}] -> features [batch, {done.feature_size}], "
+        f"opset {done.opset}"
     )
     print(
         f"onnxruntime agrees with the model to {done.error:.1e} of the largest value (batches of "

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from reidfast import use_backend
 from reidfast._files import write_whole
 from reidfast.data.images import IMAGENET_MEAN, IMAGENET_STD
-from reidfast import use_backend
 
 __all__ = ["Exported", "export_onnx"]
 

@@ -19,7 +19,7 @@ onnx = pytest.importorskip("onnx", reason="needs the extra [onnx]")
 onnxruntime = pytest.importorskip("onnxruntime", reason="needs the extra [onnx]")
 pytest.importorskip("onnxscript", reason="needs the extra [onnx]")
 
-from reidfast.engine.export import export_onnx
+from reidfast.engine.export import export_onnx  # noqa: E402
 
 
 class WithOps(nn.Module):
