@@ -14,6 +14,7 @@ from reidfast.losses.diversity import DiversityLoss, KLDiversityLoss
 from reidfast.losses.ipfl import IPFL
 from reidfast.losses.oim import OIMLoss
 from reidfast.losses.pedal import PEDAL
+from reidfast.losses.region_shrinkage import RegionShrinkageLoss
 from reidfast.losses.rru_stim import RRUSTIMLoss
 from reidfast.losses.set_triplet import SetTripletLoss
 from reidfast.losses.triplet import NearestPositiveTripletLoss, TripletLoss
@@ -32,6 +33,7 @@ __all__ = [
     "NearestPositiveTripletLoss",
     "OIMLoss",
     "RRUSTIMLoss",
+    "RegionShrinkageLoss",
     "SetTripletLoss",
     "SoftErase",
     "TripletLoss",

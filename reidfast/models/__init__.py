@@ -33,6 +33,7 @@ from .baselines import IDE, PCB, Baseline, StrongBaseline
 from .casn import CASN
 from .cluster_contrast import ClusterContrast
 from .drsta import DRSTA, drsta
+from .npsm import NPSM, RegionEmbedder
 from .paul import PatchNet
 from .qan import QAN, qan
 from .rru_stim import RRUSTIM, rru_stim
@@ -44,6 +45,7 @@ __all__ = [
     "CASN",
     "DRSTA",
     "IDE",
+    "NPSM",
     "PCB",
     "QAN",
     "RRUSTIM",
@@ -57,6 +59,7 @@ __all__ = [
     "MobileNetV2",
     "OSNet",
     "PatchNet",
+    "RegionEmbedder",
     "ResNet",
     "StrongBaseline",
     "Trained",
@@ -110,7 +113,8 @@ def create_model(
         options: Keyword arguments of the model's class, for example `last_stride=1`. The baselines (`ide`,
             `strong_baseline`, `pcb`) and `casn` take `backbone` (a name, default resnet50, or any module that returns a
             map, tokens or a vector: see `Adapter`, whose options then go into `backbone_options`), `backbone_weights`,
-            `backbone_options` and `num_classes`, which `weights` tells where it is left out.
+            `backbone_options` and `num_classes`, which `weights` tells where it is left out. `npsm` and `two_stage`
+            take a chain of modules as backbone (ResNet, OSNet, MobileNetV2), and `num_classes` may be None.
 
     Raises:
         ValueError: Unknown name, or an option the model does not have.
@@ -175,6 +179,8 @@ for _name, _kind in _BASELINES.items():
     register_model(_name, partial(_baseline, _kind))
 register_model("paul", partial(_over_backbone, PatchNet))
 register_model("cluster_contrast", partial(_over_backbone, ClusterContrast))
+register_model("npsm", partial(_over_backbone, NPSM))
+register_model("two_stage", partial(_over_backbone, RegionEmbedder))
 for _name, _channels in OSNET_CHANNELS.items():
     register_model(_name, partial(OSNet, _channels))
 register_model("osnet_ibn_x1_0", partial(OSNet, OSNET_CHANNELS["osnet_x1_0"], instance_norm=True))

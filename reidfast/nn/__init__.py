@@ -16,6 +16,9 @@ from reidfast.nn.grad_cam import (
 from reidfast.nn.memory_bank import MemoryBank
 from reidfast.nn.patch_generator import FixedPatches, PatchGenerator
 from reidfast.nn.quality import QualityPool, QualityUnit
+from reidfast.nn.query_conv_lstm import QueryConvLSTM
+from reidfast.nn.region_shrinkage import RegionTree
+from reidfast.nn.roi_pool import roi_align, roi_max_pool, roi_pool
 from reidfast.nn.rru import RRU, RRUState
 from reidfast.nn.stim import STIM, STIMState
 from reidfast.nn.sync_batch_norm import SyncBatchNorm, convert_sync_batch_norm
@@ -30,7 +33,9 @@ __all__ = [
     "PatchGenerator",
     "QualityPool",
     "QualityUnit",
+    "QueryConvLSTM",
     "RRUState",
+    "RegionTree",
     "STIMState",
     "SyncBatchNorm",
     "TemporalAttention",
@@ -42,4 +47,7 @@ __all__ = [
     "gather_rows",
     "grad_cam_from_pooled",
     "grad_cam_from_score",
+    "roi_align",
+    "roi_max_pool",
+    "roi_pool",
 ]

@@ -23,11 +23,13 @@ METHODS: dict[str, str] = {
     "paul-osnet": "paul",
     "paul-paper": "paul",
     "paul-source": "paul_source",
+    "npsm": "npsm",
     "pcb": "baseline",
     "qan": "qan",
     "strong_baseline": "baseline",
     "drsta": "drsta",
     "rru_stim": "rru_stim",
+    "two_stage": "npsm",
 }
 
 
