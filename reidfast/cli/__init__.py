@@ -26,6 +26,7 @@ COMMANDS = (  # one a line, as the help lists them
     "train",
     "extract",
     "evaluate",
+    "table",
     "search",
     "report",
     "frames",

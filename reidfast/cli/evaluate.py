@@ -43,7 +43,17 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--ap", metavar="RULE", help=f"{', '.join(PRECISIONS)} (default: the protocol's own)")
     parser.add_argument("--max-rank", type=positive, default=50, metavar="N", help="length of the CMC (default: 50)")
     parser.add_argument("--plot", metavar="PNG", help="draw the CMC curve")
-    parser.add_argument("--compare", metavar="FEATURES", help="a second feature file on the same queries, by bootstrap")
+    parser.add_argument(
+        "--compare",
+        metavar="FEATURES",
+        nargs="+",
+        help="a second feature file on the same queries (or two, and none before): is it better? By bootstrap",
+    )
+    parser.add_argument(
+        "--by-camera",
+        action="store_true",
+        help="also rank-1 and mAP of every query camera against every gallery camera",
+    )
     tricks = parser.add_argument_group("test-time options (each says so in the result)")
     tricks.add_argument("--camera-mean", action="store_true", help="subtract the mean feature of each camera")
     tricks.add_argument("--query-expansion", type=positive, metavar="K", help="move queries towards their K nearest")
@@ -67,9 +77,15 @@ def run(args: argparse.Namespace) -> None:
     if args.compare:
         from reidfast.engine import read_features
 
-        other = read_features(args.compare)
+        wanted = 1 if args.features is not None or args.data else 2
+        if len(args.compare) != wanted:
+            raise ValueError(f"--compare: expected {wanted} feature file(s) here, got {len(args.compare)}")
+        args.features = args.features if wanted == 1 else args.compare[0]
+        other = read_features(args.compare[-1])
     if args.rerank and args.metric != "cosine":
         raise ValueError(f"--rerank: it has its own metric, leave out --metric {args.metric}")
+    if args.rerank and args.by_camera:
+        raise ValueError("--by-camera: it ranks pairs of cameras on their own; leave out --rerank")
     file = features_of(args)
     options = {
         "metric": args.metric,
@@ -87,8 +103,10 @@ def run(args: argparse.Namespace) -> None:
         if not np.array_equal(other.query.pids, file.query.pids) or not np.array_equal(
             other.query.camids, file.query.camids
         ):
-            raise ValueError(f"--compare: expected the same queries in {args.compare}, in the same order")
-        result["compared"] = {"with": args.compare, **compare(result, score(other, **options), file.query.pids)}
+            raise ValueError(f"--compare: expected the same queries in {args.compare[-1]}, in the same order")
+        result["compared"] = {"with": args.compare[-1], **compare(result, score(other, **options), file.query.pids)}
+    if args.by_camera:
+        result["by_camera"] = by_camera(file, **options)
     if args.plot:
         from reidfast.report import plot_cmc
 
@@ -135,14 +153,7 @@ def score(
     query, gallery = file.query, file.gallery
     cameras = (query.camids, gallery.camids) if camera_rule else (None, None)
     start = time.perf_counter()
-    asked, found = query.features, gallery.features
-    if camera_mean:
-        both = evaluation.subtract_camera_mean(
-            np.concatenate([asked, found]), np.concatenate([query.camids, gallery.camids])
-        )
-        asked, found = both[: len(asked)], both[len(asked) :]
-    if query_expansion:
-        asked, found = evaluation.query_expansion(asked, found, k=query_expansion), found.astype(np.float32)
+    asked, found = prepared(file, camera_mean, query_expansion)
     own: dict[str, Any] = {} if rerank else {"metric": metric}
     ranking = (evaluation.rank_reranked if rerank else evaluation.rank)(
         asked,
@@ -184,6 +195,50 @@ def score(
         "first_match": [int(i) for i in ranking.first_match],
         "AP": [None if math.isnan(value) else float(value) for value in ranking.ap],
         "seconds": seconds,
+    }
+
+
+def prepared(file: Any, camera_mean: bool, query_expansion: int | None) -> tuple[Any, Any]:
+    """Features of queries and gallery after the test-time options."""
+    from reidfast import evaluation
+
+    query, gallery = file.query, file.gallery
+    asked, found = query.features, gallery.features
+    if camera_mean:
+        both = evaluation.subtract_camera_mean(
+            np.concatenate([asked, found]), np.concatenate([query.camids, gallery.camids])
+        )
+        asked, found = both[: len(asked)], both[len(asked) :]
+    if query_expansion:
+        asked, found = evaluation.query_expansion(asked, found, k=query_expansion), found.astype(np.float32)
+    return asked, found
+
+
+def by_camera(
+    file: Any,
+    *,
+    camera_mean: bool,
+    query_expansion: int | None,
+    rerank: bool,
+    max_rank: int,
+    **options: Any,
+) -> dict[str, Any]:
+    """Scores of every pair of cameras; None where no query has a match."""
+    from reidfast.engine.tables import camera_pairs
+
+    query, gallery = file.query, file.gallery
+    asked, found = prepared(file, camera_mean, query_expansion)
+    pairs = camera_pairs(asked, found, query.pids, gallery.pids, query.camids, gallery.camids, **options)
+
+    def plain(table: Any) -> list[list[float | None]]:
+        return [[None if math.isnan(value) else float(value) for value in row] for row in table]
+
+    return {
+        "query_cameras": pairs.query_cameras,
+        "gallery_cameras": pairs.gallery_cameras,
+        "R1": plain(pairs.rank1),
+        "mAP": plain(pairs.mean_ap),
+        "queries": pairs.queries.tolist(),
     }
 
 
@@ -234,6 +289,15 @@ def print_result(result: dict[str, Any], name: str) -> None:
                 f"  {key:4}{100 * d['mean']:+.1f}, 95 % interval {100 * d['low']:+.1f} to {100 * d['high']:+.1f}, "
                 f"p = {d['p_value']:.4f} (10,000 draws of {d['identities']} identities)"
             )
+    if "by_camera" in result:
+        pairs = result["by_camera"]
+        print("rank-1 / mAP of the queries of a camera (rows) in the gallery of a camera (columns):")
+        cells = [
+            ["-" if r is None or m is None else f"{100 * r:.1f} / {100 * m:.1f}" for r, m in zip(*two, strict=True)]
+            for two in zip(pairs["R1"], pairs["mAP"], strict=True)
+        ]
+        head = ["", *(f"camera {b}" for b in pairs["gallery_cameras"])]
+        print_table(head, [[f"camera {a}", *row] for a, row in zip(pairs["query_cameras"], cells, strict=True)])
     worst, best = result["mAP_bounds"]
     if best - worst > 5e-5:
         print(f"equal distances leave the mAP open between {100 * worst:.2f} and {100 * best:.2f}")
