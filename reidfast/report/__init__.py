@@ -2,6 +2,7 @@
 # Copyright (c) 2026 the reidfast authors
 """Results for people: ranked lists in pictures, CMC curves, one HTML page."""
 
+from .attention import draw_attention, overlay
 from .page import write_page
 from .patches import draw_patches, patch_corners
 from .pictures import draw_ranked_lists
@@ -13,9 +14,11 @@ __all__ = [
     "RankedList",
     "TrackletRow",
     "describe_tracklets",
+    "draw_attention",
     "draw_patches",
     "draw_ranked_lists",
     "draw_tracklets",
+    "overlay",
     "patch_corners",
     "plot_cmc",
     "rank_queries",
