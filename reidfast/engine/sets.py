@@ -21,10 +21,11 @@ from reidfast.data.images import EvalTransform
 from reidfast.data.images import decode as decode_file
 from reidfast.data.samplers import shard
 from reidfast.engine.extract import pick_device
+from reidfast.engine.features import FeatureFile, FeatureTable
 from reidfast.engine.progress import progress
 from reidfast.evaluation import Ranking, rank
 
-__all__ = ["SplitScores", "embed_sets", "evaluate_sets", "evaluate_splits", "rank_sets", "take_frames"]
+__all__ = ["SplitScores", "embed_sets", "evaluate_sets", "evaluate_splits", "extract_sets", "rank_sets", "take_frames"]
 
 
 def take_frames(
@@ -181,6 +182,30 @@ def _mean(x: Tensor, offsets: Tensor) -> Tensor:
     from reidfast import ops
 
     return ops.set_pool(x, x.new_zeros(len(x)), offsets, weighting="softmax")
+
+
+def extract_sets(
+    model: nn.Module, tables: Mapping[str, Records], *, meta: Mapping[str, Any] | None = None, **options: Any
+) -> FeatureFile:
+    """One feature a tracklet of each table; a row's path is that of its first frame.
+
+    Args:
+        model: See `embed_sets`.
+        tables: Tables of frames by split name, with the column `tracklet`.
+        meta: Kept in the file.
+        **options: Of `embed_sets`.
+
+    Raises:
+        ValueError: A table without the column `tracklet`.
+    """
+    made = {}
+    for name, records in tables.items():
+        if "tracklet" not in records.extra:
+            raise ValueError(f"extract_sets: expected tables with the column tracklet, got {name} without it")
+        sets = Tracklets.of(records)
+        paths = tuple(records.paths[t.rows[0]] for t in sets)
+        made[name] = FeatureTable(embed_sets(model, sets, **options).numpy(), sets.pids, sets.camids, paths)
+    return FeatureFile(made, {**(meta or {}), "sets": True})
 
 
 def rank_sets(

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from reidfast.cli import main
@@ -74,3 +76,36 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ):
         assert main(["frames", str(tmp_path / "f.png"), *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_features_of_tracklets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`reidfast extract --sets` and `reidfast evaluate` together give what the library gives."""
+    from reidfast.engine import read_features
+    from reidfast.engine.sets import evaluate_sets
+
+    data = write_synthetic_tracklets(tmp_path / "s", **{**SMALL, "ids": 6})
+    out = tmp_path / "f.npz"
+    extract = ["extract", str(out), "--sets", "--data", "synthetic_tracklets", "--root", str(tmp_path / "s"), "--quiet"]
+    model = [
+        "--model",
+        "qan",
+        "--model-option",
+        "backbone=osnet_x0_25",
+        "--model-option",
+        "hidden=8",
+        "--size",
+        "64x32",
+    ]
+    assert main([*extract, *model]) == 0
+    file = read_features(out)
+    assert len(file.query) == len(file.gallery) == 6 and file.query.paths[0].endswith("C1T0001F001.jpg")
+    torch.manual_seed(0)
+    made = create_model("qan", backbone="osnet_x0_25", hidden=8)
+    ranking = evaluate_sets(made, data, protocol="mars", size=(64, 32))
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--protocol", "mars", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["mAP"] == pytest.approx(ranking.mean_ap, abs=1e-6)
+    assert main([*extract, *model]) == 2 and "exists" in capsys.readouterr().err
+    images = ["extract", str(tmp_path / "g.npz"), "--sets", "--data", "synthetic", "--root", str(tmp_path / "p")]
+    options = ["--data-option", "ids=2", "--data-option", "cameras=2", "--data-option", "images=2", "--quiet"]
+    assert main([*images, *options, *model]) == 2 and "without it" in capsys.readouterr().err
