@@ -13,18 +13,22 @@ in settings.json, and a folder with others is refused.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from benchmarks.experiments.cached import adapt, make_cache
 from reidfast._files import write_whole
+from reidfast.data import load as load_data
 from reidfast.engine import paired_bootstrap
 from reidfast.engine.config import parse
 from reidfast.engine.methods import module_of
@@ -133,24 +137,42 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
         return
     config = settings_of(arm, seed, options)
     begin, cpu = time.perf_counter(), time.process_time()
-    metrics = train(config)
-    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     method = module_of(ARMS[arm][0])
     data = method.load(config)
-    task, _ = method.build(config, data)
-    load_weights(task.model, Path(config.out) / "weights.safetensors")
-    ranking = task.evaluate()
-    curve = [{key: row[key] for key in ("epoch", "rank1", "mAP")} for row in metrics["history"]]
+    if options.cached:
+        torch.manual_seed(seed)
+        curve = []
+        task, _ = method.build(config, data)
+        for epoch, ranking in adapt(task, cache_of(options)):
+            curve.append({"epoch": epoch, "rank1": float(ranking.cmc[0]), "mAP": ranking.mean_ap})
+        settings = asdict(config)
+    else:
+        metrics = train(config)
+        task, _ = method.build(config, data)
+        load_weights(task.model, Path(config.out) / "weights.safetensors")
+        ranking = task.evaluate()
+        curve = [{key: row[key] for key in ("epoch", "rank1", "mAP")} for row in metrics["history"]]
+        settings = metrics["config"]
+    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
     content = {"arm": arm, "seed": seed, "curve": curve, "seconds": round(seconds), "cpu_seconds": round(cpu_seconds)}
-    keep(path, {**content, "config": metrics["config"], **result(ranking, data.query.pids)})
+    keep(path, {**content, "config": settings, **result(ranking, data.query.pids)})
     if not options.keep:
-        shutil.rmtree(config.out)
+        shutil.rmtree(config.out, ignore_errors=True)
     by_epoch = " ".join(f"{100 * row['mAP']:.1f}" for row in curve)
     print(
         f"{arm:<20} seed {seed}   rank-1 {100 * ranking.cmc[0]:5.1f}   mAP {100 * ranking.mean_ap:5.1f}"
         f"   mAP by epoch {by_epoch}   {seconds:.0f} s",
         flush=True,
     )
+
+
+def cache_of(options: argparse.Namespace) -> dict[str, Any]:
+    """The maps that `--cached` trains on; made by the first run."""
+    if "cache" not in options:
+        config = settings_of("both", 0, options)
+        method = module_of("paul-osnet")
+        options.cache = make_cache(*method.build(config, method.load(config)), options.out / "maps.pt")
+    return options.cache
 
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -163,9 +185,21 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
-def table(folder: Path, against: str) -> list[str]:
+def without(runs: dict[str, list[dict[str, Any]]], pids: set[int]) -> None:
+    """Leave queries of some identities out of the scores."""
+    for run in itertools.chain.from_iterable(runs.values()):
+        kept = [i for i, pid in enumerate(run["pids"]) if pid not in pids]
+        run.update({key: [run[key][i] for i in kept] for key in ("ap", "first", "pids")})
+        valid = [i for i, first in enumerate(run["first"]) if first > 0]
+        run["rank1"] = float(np.mean([run["first"][i] == 1 for i in valid]))
+        run["mAP"] = float(np.mean([run["ap"][i] for i in valid]))
+
+
+def table(folder: Path, against: str, leave_out: str | None = None) -> list[str]:
     """A Markdown table: mean and spread over seeds, and a paired bootstrap over identities against one arm."""
     runs = read(folder)
+    if leave_out:
+        without(runs, set(load_data(leave_out).query.pids.tolist()))
     lines = [
         f"| arm | seeds | rank-1 | mAP | mAP - {against} | 95 % interval | p |",
         "|---|---|---|---|---|---|---|",
@@ -191,7 +225,7 @@ def table(folder: Path, against: str) -> list[str]:
 
 def check_settings(options: argparse.Namespace) -> None:
     """A folder holds runs of one setting only."""
-    names = ("target", "train_ids", "height", "width", "epochs", "set", "set_cluster")
+    names = ("target", "train_ids", "height", "width", "epochs", "cached", "set", "set_cluster")
     mine = {name: getattr(options, name) for name in names}
     path = options.out / "settings.json"
     options.out.mkdir(parents=True, exist_ok=True)
@@ -219,13 +253,19 @@ def main(arguments: list[str] | None = None) -> None:
     running.add_argument("--epochs", type=int, default=6)
     running.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of PAUL's arms")
     running.add_argument("--set-cluster", nargs="*", default=[], metavar="KEY=VALUE", help="of cluster-contrast")
+    running.add_argument(
+        "--cached", action="store_true", help="train from the third stage on, on cached maps: a CPU's size"
+    )
     running.add_argument("--keep", action="store_true", help="keep checkpoints and weights of finished runs")
     shown = commands.add_parser("table", help="mean, spread and paired bootstrap of what is finished")
     shown.add_argument("--out", type=Path, required=True)
     shown.add_argument("--against", default="adabn")
+    shown.add_argument(
+        "--without", metavar="DATA", help="leave out the query identities of a set: settings were chosen on it"
+    )
     options = parser.parse_args(arguments)
     if options.command == "table":
-        print("\n".join(table(options.out, options.against)))
+        print("\n".join(table(options.out, options.against, options.without)))
         return
     options.set = [f"--{item.removeprefix('--')}" for item in options.set]
     options.set_cluster = [f"--{item.removeprefix('--')}" for item in options.set_cluster]
