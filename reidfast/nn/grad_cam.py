@@ -11,6 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from reidfast import ops
 
@@ -103,7 +104,7 @@ def frozen_layers(layers: Iterable[nn.Module], rows: Tensor) -> tuple[Tensor, Ba
             weight = layer.weight.flatten(1)
             rows = functional.linear(rows, weight, layer.bias)
             backs.append(partial(torch.matmul, other=weight))
-        elif isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and _refusal(layer) is None:
+        elif isinstance(layer, _BatchNorm) and _refusal(layer) is None:
             mean, variance = layer.running_mean, layer.running_var
             if mean is None or variance is None:  # _refusal has said so; this tells mypy
                 raise NotImplementedError("frozen_layers: expected running statistics")
@@ -141,7 +142,7 @@ def _refusal(layer: nn.Module) -> str | None:
     if isinstance(layer, nn.Conv2d):
         plain = layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1 and not any(layer.padding)
         return None if plain else f"expected 1x1 convolutions, got kernel {layer.kernel_size}"
-    if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d):
+    if isinstance(layer, _BatchNorm):
         return None if layer.running_mean is not None else f"expected running statistics, got a {name} without"
     if isinstance(layer, (nn.Linear, nn.ReLU, *_NOTHING)):
         return None

@@ -2,6 +2,7 @@
 # Copyright (c) 2026 the reidfast authors
 """CASN through `reidfast train`'s engine: a run that learns, staged attention, a run that is taken up again."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +16,7 @@ from reidfast.engine.config import parse
 from reidfast.engine.methods.casn import build
 from reidfast.engine.training import train
 from reidfast.losses import CASNLoss
-from reidfast.models import read_weights
+from reidfast.models import create_model, read_weights
 
 SMALL = [
     "--data.name=synthetic",
@@ -86,6 +87,9 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
     a, b = (read_weights(tmp_path / d / "weights.safetensors") for d in ("straight", "broken"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert straight["history"] == broken["history"]
+    card = json.loads((tmp_path / "broken" / "card.json").read_text())["model"]
+    again = create_model(card["name"], weights=tmp_path / "broken" / "weights.safetensors", **card["options"]).eval()
+    assert again(torch.zeros(1, 3, 64, 32)).shape == (1, 256) and again.base.parts == 2
 
 
 def test_pairs_need_the_pair_sampler(tmp_path):

@@ -229,3 +229,14 @@ def test_mask_forward_leaves_the_statistics_alone_unless_asked(mode):
 def test_rejects(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+@pytest.mark.parametrize("closed_form", [True, False])
+def test_a_step_in_mixed_precision(closed_form):
+    model, (images, labels) = tiny_casn("pcb", closed_form=closed_form).float(), tiny_batch()
+    exact = CASNLoss()(model, images.float(), labels, *PAIRS).total
+    with torch.autocast("cpu", torch.bfloat16):
+        total = CASNLoss()(model, images.float(), labels, *PAIRS).total
+    total.backward()
+    assert total.item() == pytest.approx(exact.item(), rel=0.1)
+    assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())

@@ -7,7 +7,14 @@ import torch
 from casn_networks import lively
 from torch import nn
 
-from reidfast.nn import closed_form_reason, frozen_layers, frozen_mode, grad_cam_from_pooled, grad_cam_from_score
+from reidfast.nn import (
+    closed_form_reason,
+    convert_sync_batch_norm,
+    frozen_layers,
+    frozen_mode,
+    grad_cam_from_pooled,
+    grad_cam_from_score,
+)
 
 
 def stack():
@@ -64,6 +71,19 @@ def test_frozen_layers_equal_evaluation_mode_and_its_derivative():
                                    check_dtype=False)  # fmt: skip
         if a is not None and b is not None:
             torch.testing.assert_close(a, b)
+
+
+def test_synchronised_batch_norms_are_served_too():
+    conv, linear = stack()
+    rows = torch.randn(3, 5, dtype=torch.float64)
+    out, back = frozen_layers([conv, linear], rows)
+    v = torch.randn_like(out)
+    slope = back(v)
+    for layers in (conv, linear):
+        convert_sync_batch_norm(layers)
+    assert closed_form_reason([conv, linear]) is None
+    again, back = frozen_layers([conv, linear], rows)
+    assert torch.equal(out, again) and torch.equal(slope, back(v))
 
 
 @pytest.mark.parametrize("parts,height", [(1, 6), (3, 6), (4, 6)], ids=["mean", "stripes", "overlapping stripes"])
