@@ -8,6 +8,7 @@ import argparse
 import json
 import os
 import sys
+from contextlib import redirect_stdout
 from typing import Any
 
 from ._common import add_command
@@ -33,7 +34,9 @@ def run(args: argparse.Namespace) -> int:
     from reidfast.engine.config import parse
     from reidfast.engine.training import train
 
-    metrics = train(parse(args.method, args.settings))
+    config = parse(args.method, args.settings)
+    with redirect_stdout(sys.stderr):  # Lightning's progress is no result
+        metrics = train(config)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
     if not several or os.environ.get("RANK") == "0":
         show(metrics, args.json)

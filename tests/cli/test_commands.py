@@ -151,13 +151,28 @@ def test_report(reidfast, people, tmp_path):
 
 
 def test_demo(reidfast, tmp_path):
-    result = reidfast("demo", "--out", tmp_path / "demo", "--ids", 3, "--cameras", 2, "--images", 2)
+    pytest.importorskip("lightning", reason="needs the extra [train]")
+    out = tmp_path / "demo"
+    small = ("--out", out, "--ids", 3, "--train-ids", 4, "--cameras", 2, "--images", 2, "--epochs", 1)
+    result = reidfast("demo", *small)
     assert result.status == 0, result.err
-    metrics = json.loads((tmp_path / "demo" / "metrics.json").read_text())
-    assert set(metrics["extractors"]) == {"color_stripes", "osnet_random"}
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert list(metrics["extractors"]) == ["color_stripes", "untrained", "trained"]
     assert metrics["people"]["queries"] == 6 and metrics["extractors"]["color_stripes"]["R1"] >= 0
-    assert Image.open(tmp_path / "demo" / "ranked_lists.png").size[0] > 100
-    assert str(tmp_path / "demo") in result.out
+    training = metrics["training"]
+    assert metrics["extractors"]["untrained"]["mAP"] == training["before"]["mAP"]
+    assert metrics["extractors"]["trained"]["mAP"] == training["history"][-1]["mAP"]
+    assert (out / "run" / "last.ckpt").is_file() and (out / "report.html").stat().st_size > 1000
+    assert Image.open(out / "ranked_lists.png").size[0] > 100 and str(out) in result.out
+    again = json.loads(reidfast("demo", *small, "--json").out)  # nothing is left to do
+    assert again["training"]["history"] == training["history"]
+
+
+def test_demo_without_the_training_extra(reidfast, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    result = reidfast("demo", "--out", tmp_path / "d", "--ids", 2, "--train-ids", 2, "--cameras", 2, "--json")
+    assert result.status == 0 and list(json.loads(result.out)["extractors"]) == ["color_stripes"]
+    assert 'note: no training: train: lightning is missing; pip install "reidfast[train]"' in result.err
 
 
 @pytest.mark.data
