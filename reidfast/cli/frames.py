@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""`reidfast frames`: frames of tracklets in a picture, with their quality scores and weights."""
+"""`reidfast frames`: frames of tracklets in a picture, with quality scores, or attention maps and temporal weights."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from ._common import add_command, add_data, add_model, build_model, check_writab
 
 def add(subparsers: Any) -> None:
     """Register the subcommand."""
-    parser = add_command(subparsers, "frames", run, "draw frames of tracklets, with quality scores and weights")
+    parser = add_command(
+        subparsers, "frames", run, "draw frames of tracklets, with quality scores or attention, and weights"
+    )
     parser.add_argument("out", metavar="PNG", help="the picture to write")
     parser.add_argument("--split", choices=("train", "query", "gallery"), default="gallery", help="default: gallery")
     parser.add_argument("--tracklets", type=int, nargs="+", metavar="I", help="which ones (default: the first four)")
-    parser.add_argument("--frames", type=positive, default=12, metavar="N", help="drawn of each (default: 12)")
+    parser.add_argument("--frames", type=positive, metavar="N", help="drawn of each (default: 12; of a drsta 6)")
     add_data(parser)
     add_model(parser, required=False)
 
@@ -25,6 +27,7 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw, and say what was drawn."""
     from reidfast.data import Tracklets
+    from reidfast.report.tracklet_attention import explain_tracklet, stack_pictures
     from reidfast.report.tracklets import describe_tracklets, draw_tracklets
 
     set_threads(args)
@@ -39,14 +42,15 @@ def run(args: argparse.Namespace) -> None:
         if not 0 <= i < len(tracklets):
             raise ValueError(f"--tracklets: expected 0..{len(tracklets) - 1} of {args.split}, got {i}")
     model = build_model(args) if args.model else None
-    if model is not None and not hasattr(model, "encode_frames"):
-        raise ValueError(f"--model: expected a model that scores frames (qan), got {args.model}")
-    rows = describe_tracklets(
-        model,
-        tracklets.select(list(wanted)),
-        frames=args.frames,
-        size=args.size or (256, 128),
-        filter=args.filter or "bilinear",
-    )
-    draw_tracklets(rows).save(args.out)
-    print(f"{args.out}: {len(rows)} tracklets of {data.name}, {args.split}")
+    look: dict[str, Any] = {"size": args.size or (256, 128), "filter": args.filter or "bilinear"}
+    if hasattr(model, "explain"):
+        n = args.frames or 6
+        stack_pictures([explain_tracklet(model, tracklets[i], records, frames=n, **look) for i in wanted]).save(
+            args.out
+        )
+    elif model is None or hasattr(model, "encode_frames"):
+        chosen = tracklets.select(list(wanted))
+        draw_tracklets(describe_tracklets(model, chosen, frames=args.frames or 12, **look)).save(args.out)
+    else:
+        raise ValueError(f"--model: expected a model that scores frames (qan, drsta), got {args.model}")
+    print(f"{args.out}: {len(wanted)} tracklets of {data.name}, {args.split}")

@@ -8,6 +8,7 @@ from .patches import draw_patches, patch_corners
 from .pictures import draw_ranked_lists
 from .plots import plot_cmc
 from .rankings import RankedList, rank_queries
+from .tracklet_attention import draw_tracklet_attention, explain_tracklet
 from .tracklets import TrackletRow, describe_tracklets, draw_tracklets
 
 __all__ = [
@@ -17,7 +18,9 @@ __all__ = [
     "draw_attention",
     "draw_patches",
     "draw_ranked_lists",
+    "draw_tracklet_attention",
     "draw_tracklets",
+    "explain_tracklet",
     "overlay",
     "patch_corners",
     "plot_cmc",
