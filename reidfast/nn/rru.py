@@ -101,18 +101,19 @@ class RRU(nn.Module):
             state: Of the frames before, where this is a further chunk of the same tracks. None: tracks begin.
 
         Returns:
-            Refined maps (B, T, C, H, W) (a transposed view: time lies outermost in memory), and the state.
+            Refined maps (B, T, C, H, W) (a view: time lies outermost in memory and channels innermost), and the state.
         """
         if maps.dim() != 5 or maps.shape[1] < 1 or maps.shape[2:] != (self.channels, *self.grid):
             height, width = self.grid
             raise ValueError(
                 f"RRU: expected maps (B, T, {self.channels}, {height}, {width}) with T >= 1, got {tuple(maps.shape)}"
             )
-        frames = maps.transpose(0, 1).contiguous()  # (T, B, C, H, W): each step reads one block
-        difference, motion = self.reduce.weight.split(self.channels, 1)
+        rows = maps.permute(1, 0, 3, 4, 2).contiguous()  # (T, B, H, W, C): a step reads one block, a cell is one row
+        difference, motion = self.reduce.weight.flatten(1).split(self.channels, 1)
         if self.flip_difference:
             difference = -difference
-        seen = functional.conv2d(frames.flatten(0, 1), motion).unflatten(0, frames.shape[:2])
+        seen = functional.linear(rows, motion).movedim(-1, 2).unbind()  # views (B, hidden, H, W)
+        frames = rows.movedim(-1, 2).unbind()  # one gradient for all, where indexing would make one for each
         if state is None:
             if self.training:
                 with torch.no_grad():
@@ -123,12 +124,13 @@ class RRU(nn.Module):
             refined, before = state
             out, first = [], 0
         for t in range(first, len(frames)):
-            reduced = functional.conv2d(refined - frames[t], difference) + (seen[t] - before)
-            channel, spatial = self.gates(reduced)
+            reduced = functional.linear((refined - frames[t]).movedim(1, -1), difference).movedim(-1, 1)
+            channel, spatial = self.gates(reduced + (seen[t] - before))
             refined = ops.gated_update(channel.to(refined.dtype), spatial.to(refined.dtype), refined, frames[t])
             out.append(refined)
             before = seen[t]
-        return torch.stack(out).transpose(0, 1), RRUState(refined, seen[-1])
+        whole = torch.stack([x.movedim(1, -1) for x in out])  # (T, B, H, W, C)
+        return whole.permute(1, 0, 4, 2, 3), RRUState(refined, before)
 
     def extra_repr(self) -> str:
         """What the printed module adds."""

@@ -51,12 +51,12 @@ class STIM(nn.Module):
         """Maps (B, T, C, H, W) -> (B, hidden, T, H, W)."""
         if maps.dim() != 5 or maps.shape[2] != self.channels:
             raise ValueError(f"STIM: expected maps (B, T, {self.channels}, H, W), got {tuple(maps.shape)}")
-        time_first = (
-            not maps.is_contiguous()
-        )  # as RRU returns them: rows in the order they lie in, so that nothing is copied
-        rows = maps.transpose(0, 1) if time_first else maps
-        x = functional.conv2d(rows.flatten(0, 1), self.reduce.weight.squeeze(2)).unflatten(0, rows.shape[:2])
-        x = x.permute(1, 2, 0, 3, 4) if time_first else x.transpose(1, 2)
+        weight = self.reduce.weight
+        rows = maps.permute(1, 0, 3, 4, 2)
+        if rows.is_contiguous():  # as RRU returns them
+            x = functional.linear(rows, weight.flatten(1)).permute(1, 4, 0, 2, 3)
+        else:
+            x = functional.conv2d(maps.flatten(0, 1), weight.squeeze(2)).unflatten(0, maps.shape[:2]).transpose(1, 2)
         return functional.relu(self.reduce_norm(x))
 
     def _mixed(self, x: Tensor, pad: tuple[int, int]) -> Tensor:
