@@ -97,8 +97,8 @@ class Given(Backbone):
 
 def make_maps(weights: str, cache: Path) -> None:
     """The maps of every frame of every walk, those of the test frames without occlusion, and where people are seen."""
-    torch.set_num_threads(2)
-    data = load("synthetic_tracklets", None, workers=2, **WORLD)
+    torch.set_num_threads(1)
+    data = load("synthetic_tracklets", None, **WORLD)
     spec = data.info["synthetic_tracklets"]
     model = create_model("osnet_x0_25", weights=weights).eval()
 
@@ -343,7 +343,7 @@ def judge_rru_stim(model: RRUSTIM, tracks: Tracks, seed: int) -> dict[str, Any]:
 
 def run(cache: Path, out: Path, arms: list[str], seeds: list[int]) -> None:
     """Every arm and seed whose file is not there."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     train, test = Tracks(cache / "train.npz"), Tracks(cache / "gallery.npz")
     out.mkdir(parents=True, exist_ok=True)
     for seed in seeds:
