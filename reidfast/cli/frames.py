@@ -27,6 +27,7 @@ def add(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Draw, and say what was drawn."""
     from reidfast.data import Tracklets
+    from reidfast.models import DRSTA
     from reidfast.report.tracklet_attention import explain_tracklet, stack_pictures
     from reidfast.report.tracklets import describe_tracklets, draw_tracklets
 
@@ -43,7 +44,7 @@ def run(args: argparse.Namespace) -> None:
             raise ValueError(f"--tracklets: expected 0..{len(tracklets) - 1} of {args.split}, got {i}")
     model = build_model(args) if args.model else None
     look: dict[str, Any] = {"size": args.size or (256, 128), "filter": args.filter or "bilinear"}
-    if hasattr(model, "explain"):
+    if isinstance(model, DRSTA):
         n = args.frames or 6
         stack_pictures([explain_tracklet(model, tracklets[i], records, frames=n, **look) for i in wanted]).save(
             args.out

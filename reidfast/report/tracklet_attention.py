@@ -52,7 +52,9 @@ def draw_tracklet_attention(
     maps = np.asarray(attention, np.float64)
     count = len(images)
     if count == 0 or maps.ndim != 4 or len(maps) != count:
-        raise ValueError(f"draw_tracklet_attention: expected attention (N, K, h, w) of N={count} >= 1 frames, got {maps.shape}")
+        raise ValueError(
+            f"draw_tracklet_attention: expected attention (N, K, h, w) of N={count} >= 1 frames, got {maps.shape}"
+        )
     k = maps.shape[1]
     share = None if weights is None else np.asarray(weights, np.float64)
     if share is not None and share.shape != (count, k):
