@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Video evaluation at MARS's size: pooling whole tracklets, and ranking them by the official protocol."""
+"""Video evaluation at MARS's size, and a training step of QAN on sets of different sizes."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from benchmarks import peers
 from benchmarks.registry import Bench, register
 from reidfast import ops
 from reidfast.evaluation import rank
+from reidfast.losses import SetTripletLoss
+from reidfast.models import create_model
 
 # METHODS 9.3: 12,180 test tracklets (870 junk, 3,248 distractors, 634 persons), 1,980 of them queries, 681,089 frames.
 MARS = {"gallery": 12180, "queries": 1980, "ids": 634, "junk": 870, "distractors": 3248, "cameras": 6}
@@ -23,6 +25,11 @@ POOL_SHAPES = {
     "mars tenth": {"sets": 1218, "mean": 55.9, "dim": 2048},
     "quick": {"sets": 200, "mean": 20.0, "dim": 512},
     "tiny": {"sets": 4, "mean": 3.0, "dim": 8},
+}
+# 8 triplets of sets of 2 to 16 frames; OSNet x0.25 at the pictures' native size.
+STEP_SHAPES = {
+    "8 triplets": {"triplets": 8, "most": 16, "height": 128, "width": 64},
+    "tiny": {"triplets": 1, "most": 3, "height": 64, "width": 32},
 }
 
 
@@ -117,5 +124,63 @@ register(
         mode="forward",
         tests="tests/engine/test_sets.py",
         quick=("quick",),
+    )
+)
+
+
+def step_steps(shape, device):
+    torch.manual_seed(0)
+    size = (shape["height"], shape["width"])
+    model = create_model("qan", backbone="osnet_x0_25", num_classes=100, size=size).to(device)
+    sizes = np.random.default_rng(0).integers(2, shape["most"] + 1, 3 * shape["triplets"])
+    cuts, longest = sizes.tolist(), int(sizes.max())
+    offsets = torch.from_numpy(np.r_[0, np.cumsum(sizes)]).to(device)
+    images = torch.randn(int(sizes.sum()), 3, *size).to(device)
+    frame_labels = torch.randint(100, (len(images),)).to(device)
+    padded = torch.zeros(len(sizes), longest, 3, *size, device=device)
+    mask = torch.zeros(len(sizes), longest, device=device)
+    for row, (part, n) in enumerate(zip(images.split(cuts), cuts, strict=True)):
+        padded[row, :n], mask[row, :n] = part, 1
+    triplet = SetTripletLoss(1.2)
+
+    def finish(sets, logits):
+        loss = torch.nn.functional.cross_entropy(logits, frame_labels) + triplet(sets[0::3], sets[1::3], sets[2::3])
+        model.zero_grad()
+        loss.backward()
+
+    def ours():
+        out = model(images, offsets)
+        finish(out.sets, out.logits)
+
+    def padding():
+        features, scores = model.encode_frames(padded.flatten(0, 1))
+        weight = scores.view(mask.shape).sigmoid() * mask
+        weight = weight / weight.sum(1, keepdim=True)
+        sets = torch.bmm(weight.unsqueeze(1), features.view(*mask.shape, -1)).squeeze(1)
+        logits = model.classifier(features[mask.flatten() > 0])
+        finish(torch.nn.functional.normalize(sets, dim=1), logits)
+
+    def one_by_one():
+        features, scores = model.encode_frames(images)
+        sets = []
+        for x, z in zip(features.split(cuts), scores[:, 0].split(cuts), strict=True):
+            weight = z.sigmoid()
+            sets.append((weight.unsqueeze(1) * x).sum(0) / weight.sum())
+        finish(torch.nn.functional.normalize(torch.stack(sets), dim=1), model.classifier(features))
+
+    return {"reidfast": ours, "padded to the longest set": padding, "pooled a set at a time": one_by_one}
+
+
+register(
+    Bench(
+        name="qan_step",
+        shapes=STEP_SHAPES,
+        providers=step_steps,
+        bytes=lambda s: 4 * 3 * s["triplets"] * s["most"] / 2 * 3 * s["height"] * s["width"],
+        # OSNet x0.25 has 82 MFLOP of multiply-adds at 256 x 128; forward and backward are three times that
+        flops=lambda s: 3 * s["triplets"] * s["most"] / 2 * 6 * 82e6 * s["height"] * s["width"] / (256 * 128),
+        mode="forward+backward",
+        tests="tests/models/test_qan.py",
+        quick=("tiny",),
     )
 )

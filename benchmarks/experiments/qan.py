@@ -80,12 +80,12 @@ class Maps:
 
 
 @torch.inference_mode()
-def extract(records: Any, weights: str, folder: Path, batch: int = 64, block: int = 1024) -> Maps:
-    """Fill the maps of all versions of a table's images."""
+def extract(records: Any, weights: str, folder: Path, stop: int, batch: int = 64, block: int = 1024) -> Maps:
+    """Fill the maps of both versions of a table's images, up to row `stop`."""
     n = len(records)
     kinds = kinds_of(n)
     maps = Maps(folder, n)
-    todo = [(v, s) for s in range(0, n, block) for v in range(len(VERSIONS)) if f"{v}/{s}" not in maps.done]
+    todo = [(v, s) for s in range(0, stop, block) for v in range(len(VERSIONS)) if f"{v}/{s}" not in maps.done]
     if not todo:
         return maps
     model: Any = create_model("osnet_x0_25", weights=weights).eval()
@@ -423,27 +423,38 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, help="the result; without it only what is missing is computed")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300, help="of each training")
+    parser.add_argument("--persons", type=int, default=767, help="training persons that are used")
     parser.add_argument("--extract-only", action="store_true")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
     data = load("cuhk03_sets")
     test = concatenate([data.query, data.gallery], offset=False)
-    maps = {n: extract(r, args.weights, args.cache / n) for n, r in (("test", test), ("train", data.train))}
+    persons = np.unique(data.train.pids)[: args.persons]
+    train_sets = Tracklets.of(data.train)
+    train_sets = train_sets.select(np.isin(train_sets.pids, persons))
+    maps = {"test": extract(test, args.weights, args.cache / "test", len(test))}
+    maps["train"] = extract(data.train, args.weights, args.cache / "train", int(train_sets.rows.max()) + 1)
     if args.extract_only:
         return
-    train_frames = Frames.of(Tracklets.of(data.train), maps["train"])
+    train_frames = Frames.of(train_sets, maps["train"])
     # numbered apart: view 1 and view 2 were grouped one after the other
     test_frames = Frames.of(Tracklets.of(test), maps["test"])
     files = {}
     for seed in range(args.seeds):
         for run in runs():
-            files[run, seed] = work(run, seed, train_frames, test_frames, args.steps, args.cache / "runs")
+            files[run, seed] = work(
+                run, seed, train_frames, test_frames, args.steps, args.cache / f"runs{args.persons}"
+            )
     result = {
         "what": __doc__.split("\n")[0],
         "command": f"python -m benchmarks.experiments.qan --weights {Path(args.weights).name} --steps {args.steps} "
-        f"--seeds {args.seeds}",
-        "data": {"train_sets": len(train_frames.sets), "query_sets": int((test_frames.sets.camids == 1).sum())},
+        f"--seeds {args.seeds} --persons {args.persons}",
+        "data": {
+            "train_persons": args.persons,
+            "train_sets": len(train_frames.sets),
+            "query_sets": int((test_frames.sets.camids == 1).sum()),
+        },
         **summarise(files, args.seeds),
     }
     if args.out:
