@@ -66,7 +66,9 @@ def find_pairs(labels: Labels) -> Pairs:
     cameras = labels.query_cameras, labels.gallery_cameras
     if cameras[1] is not None and kept is not None:
         cameras = cameras[0], cameras[1][kept]
-    found = FIND_PAIRS.on["cpu"](*(None if x is None else torch.from_numpy(x) for x in (labels.query, ids, *cameras)))
+    # columns of data sets are read-only, of which torch would warn
+    columns = (None if x is None else np.require(x, requirements="W") for x in (labels.query, ids, *cameras))
+    found = FIND_PAIRS.on["cpu"](*(None if x is None else torch.from_numpy(x) for x in columns))
     ptr, column, valid, query, order, start, size = (x.numpy() for x in found)
     return Pairs(kept, len(ids), ptr, column, valid, query, order, start, size)
 
