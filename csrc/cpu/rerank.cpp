@@ -296,6 +296,22 @@ void rerank_jaccard(const SparseRows& v, const SparseRows& inverse, int64_t targ
   }
 }
 
+void rerank_pair(const float* x, const float* y, int64_t dim, bool product, double* result) {
+  constexpr int64_t kChains = 16;
+  double chain[kChains] = {};
+  const auto term = [&](int64_t d, double sum) {
+    const double a = x[d], b = y[d];
+    return product ? sum + a * b : sum + (a - b) * (a - b);
+  };
+  int64_t d = 0;
+  for (; d + kChains <= dim; d += kChains)
+    for (int64_t c = 0; c < kChains; ++c) chain[c] = term(d + c, chain[c]);
+  for (int64_t c = 0; d < dim; ++d, ++c) chain[c] = term(d, chain[c]);
+  for (int64_t half = kChains / 2; half > 0; half /= 2)
+    for (int64_t c = 0; c < half; ++c) chain[c] += chain[c + half];
+  *result = chain[0];
+}
+
 void rerank_clamp(float* x, int64_t n) {
   for (int64_t i = 0; i < n; ++i) x[i] = x[i] > 0.0f ? x[i] : 0.0f;
 }

@@ -83,6 +83,9 @@ REID_CPU_DECLARE(
                         int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr,
                         int32_t* columns, float* distances);
 
+    // x . y (product) or |x - y|^2 of features [dim], summed in double.
+    void rerank_pair(const float* x, const float* y, int64_t dim, bool product, double* result);
+
     // x [n] <- max(x, 0)
     void rerank_clamp(float* x, int64_t n);
 

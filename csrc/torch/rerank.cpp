@@ -96,11 +96,39 @@ std::vector<ItemBlock> item_blocks(int64_t queries, int64_t galleries, int64_t f
   return blocks;
 }
 
+// Whether a product in the square tiles used here has the bits of one in the tiles of for_each_block, for features of
+// this length. Asked of torch's BLAS by an example.
+bool square_tiles_agree(int64_t dim) {
+  bool alike = true;
+  for_each_task(1, [&](int64_t) {
+    const int64_t width = tile_columns<float>();
+    for (const int64_t k : {std::min(dim, kChunk), dim % kChunk}) {
+      if (k == 0) continue;
+      const Tensor a = at::empty({kTileColumns, k}, at::kFloat);
+      const Tensor b = at::empty({std::max(kTileColumns, width), k}, at::kFloat);
+      float *x = a.mutable_data_ptr<float>(), *y = b.mutable_data_ptr<float>();
+      for (int64_t i = 0; i < a.numel(); ++i) x[i] = static_cast<float>(std::sin(0.7 * static_cast<double>(i) + 1.0));
+      for (int64_t i = 0; i < b.numel(); ++i) y[i] = static_cast<float>(std::sin(1.3 * static_cast<double>(i) + 2.0));
+      const Tensor square = at::mm(a, b.narrow(0, 0, kTileColumns).t());
+      const Tensor flat = at::mm(a.narrow(0, 0, kTileRows), b.narrow(0, 0, width).t());
+      const float *s = square.const_data_ptr<float>(), *f = flat.const_data_ptr<float>();
+      for (int64_t r = 0; r < kTileRows; ++r)
+        for (int64_t c = 0; c < std::min(width, kTileColumns); ++c)
+          alike = alike && s[r * kTileColumns + c] == f[r * width + c];
+    }
+  });
+  return alike;
+}
+
+// Base distances between queries and gallery of so few bytes are kept from the first product; others are made again
+// where final distances are asked for.
+constexpr int64_t kKeptFrom = 4 << 20, kKeptBytes = 256 << 20;
+
 // Blocks of rows part, part + parts, ... alone: the lists of all parts together hold the nearest.
-// -> ids [n, k] int32 (-1 = none), D [n, k], max D [n], and where it stopped (BadInput)
-std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& query, const Tensor& gallery, int64_t k,
-                                                                 std::string_view metric_name, bool square,
-                                                                 int64_t part, int64_t parts) {
+// -> ids [n, k] int32 (-1 = none), D [n, k], max D [n], base distances [Q, G] or empty, where it stopped (BadInput)
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& query, const Tensor& gallery,
+                                                                         int64_t k, std::string_view metric_name,
+                                                                         bool square, int64_t part, int64_t parts) {
   TORCH_CHECK_VALUE(parts >= 1 && part >= 0 && part < parts, "rerank: expected 0 <= part < parts, got ", part, " and ",
                     parts);
   check_features(query, gallery);
@@ -108,6 +136,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& q
   const int64_t n = query.size(0) + gallery.size(0), dim = query.size(1);
   TORCH_CHECK_VALUE(k >= 1 && k <= std::max<int64_t>(n, 1), "rerank: expected 1 <= k <= N=", n, ", got ", k);
   Lists lists(n, k, /*self_first=*/true);
+  const int64_t pair_bytes = 4 * query.size(0) * gallery.size(0);
+  const bool keep = parts == 1 && query.size(0) > 32 && pair_bytes >= kKeptFrom && pair_bytes <= kKeptBytes &&
+                    square_tiles_agree(dim);
+  Tensor kept = keep ? empty_output({query.size(0), gallery.size(0)}, at::TensorOptions(at::kFloat))
+                     : at::empty({0, 0}, at::kFloat);
   BadInput stop;
   if (n > 0) {
     const Rows sides[2] = {Rows(query), Rows(gallery)};
@@ -136,6 +169,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& q
           if (metric == Metric::kCosine)
             for (int64_t r = 0; r < kTileColumns; ++r) REID_CPU_CALL(rerank_clamp, tile + r * columns, kTileColumns);
         });
+        if (keep && a.side == 0 && b.side == 1) {
+          float* out = kept.mutable_data_ptr<float>() + a.begin * gallery.size(0) + b.begin;
+          at::parallel_for(0, a.n, grain(b.n * sizeof(float)), [&](int64_t begin, int64_t end) {
+            for (int64_t r = begin; r < end; ++r) std::copy_n(d + r * columns, b.n, out + r * gallery.size(0));
+          });
+        }
         const cpu::DistanceBlock block{d, columns, a.n, b.n, a.id, b.id, square, b.diagonal};
         lists.offer_rows(block);
         lists.offer_columns(block);
@@ -143,7 +182,75 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const Tensor& q
       if (stop) break;
     }
   }
-  return std::tuple_cat(lists.finish(), std::make_tuple(stop.tensor()));
+  return std::tuple_cat(lists.finish(), std::make_tuple(kept, stop.tensor()));
+}
+
+// The first `keep` entries of lists [n, k] after entries that rounding may have put in the wrong order (neighbours in
+// the list closer to each other than kRounding allows) are sorted by their distance in double, then by id.
+std::tuple<Tensor, Tensor> rerank_settle_cpu(const Tensor& query, const Tensor& gallery, const Tensor& ids,
+                                             const Tensor& distances, int64_t keep, std::string_view metric_name,
+                                             bool square) {
+  constexpr double kRounding = 8.0 / (1 << 24);
+  check_features(query, gallery);
+  const bool cosine = parse_metric(metric_name) == Metric::kCosine;
+  const int64_t n = ids.size(0), k = ids.size(1), dim = query.size(1), queries = query.size(0);
+  TORCH_CHECK(n == queries + gallery.size(0) && ids.scalar_type() == at::kInt && ids.is_contiguous() &&
+                  distances.scalar_type() == at::kFloat && distances.is_contiguous() &&
+                  distances.sizes() == ids.sizes(),
+              "rerank: expected the results of rerank_neighbours");
+  TORCH_CHECK_VALUE(keep >= 0 && keep <= k, "rerank: expected at most ", k, " entries to keep, got ", keep);
+  const int32_t* id = ids.const_data_ptr<int32_t>();
+  const float* d = distances.const_data_ptr<float>();
+  for (int64_t e = 0; e < n * k; ++e) TORCH_CHECK_VALUE(id[e] >= -1 && id[e] < n, "rerank: neighbour out of range");
+  const float *q = query.const_data_ptr<float>(), *g = gallery.const_data_ptr<float>();
+  const auto item = [&](int64_t i) { return i < queries ? q + i * dim : g + (i - queries) * dim; };
+  std::vector<double> norm(n);  // squared
+  at::parallel_for(0, n, grain(dim * sizeof(float)), [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) REID_CPU_CALL(row_square_sum, item(i), 1, dim, &norm[i]);
+  });
+  Tensor out_ids = at::empty({n, keep}, at::kInt), out_distances = at::empty({n, keep}, at::kFloat);
+  int32_t* new_id = out_ids.mutable_data_ptr<int32_t>();
+  float* new_d = out_distances.mutable_data_ptr<float>();
+  at::parallel_for(0, n, 64, [&](int64_t begin, int64_t end) {
+    std::vector<std::pair<double, int32_t>> run;
+    std::vector<std::pair<float, int32_t>> row(k);
+    for (int64_t i = begin; i < end; ++i) {
+      for (int64_t a = 0; a < k; ++a) row[a] = {d[i * k + a], id[i * k + a]};
+      const auto base = [&](int64_t a) {
+        return square ? std::sqrt(static_cast<double>(row[a].first)) : static_cast<double>(row[a].first);
+      };
+      for (int64_t a = 0; a < k;) {
+        int64_t b = a + 1;
+        if (row[a].second >= 0 && row[a].second != i) {
+          for (; b < k && row[b].second >= 0; ++b) {
+            const double scale = cosine ? 2.0 : norm[i] + std::max(norm[row[b - 1].second], norm[row[b].second]);
+            if (!(base(b) - base(b - 1) <= kRounding * scale)) break;
+          }
+          if (b - a > 1 && a < keep) {
+            run.clear();
+            for (int64_t c = a; c < b; ++c) {
+              const int32_t j = row[c].second;
+              double exact = 0.0;
+              REID_CPU_CALL(rerank_pair, item(i), item(j), dim, /*product=*/cosine, &exact);
+              if (cosine) {
+                const double norms = norm[i] * norm[j];
+                exact = norms > 0.0 ? std::max(0.0, 1.0 - exact / std::sqrt(norms)) : 1.0;
+              }
+              run.emplace_back(exact, j);
+            }
+            std::sort(run.begin(), run.end());
+            for (int64_t c = a; c < b; ++c) {
+              const float value = static_cast<float>(run[c - a].first);
+              row[c] = {square ? value * value : value, run[c - a].second};
+            }
+          }
+        }
+        a = b;
+      }
+      for (int64_t a = 0; a < keep; ++a) new_d[i * keep + a] = row[a].first, new_id[i * keep + a] = row[a].second;
+    }
+  });
+  return {out_ids, out_distances};
 }
 
 void check_blocks(const Tensor& q_g, const Tensor& q_q, const Tensor& g_g) {
@@ -373,8 +480,10 @@ std::tuple<Tensor, Tensor> rerank_distances_cpu(const Tensor& query, const Tenso
 TORCH_LIBRARY_FRAGMENT(reidfast, m) {
   m.def(
       "rerank_neighbours(Tensor query, Tensor gallery, int k, str metric, bool square, int part, int parts) -> "
-      "(Tensor, Tensor, Tensor, "
-      "Tensor)");
+      "(Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "rerank_settle(Tensor query, Tensor gallery, Tensor ids, Tensor distances, int keep, str metric, bool square) -> "
+      "(Tensor, Tensor)");
   m.def(
       "rerank_neighbours_from_distances(Tensor q_g, Tensor q_q, Tensor g_g, int k, bool square) -> (Tensor, Tensor, "
       "Tensor)");
@@ -391,6 +500,7 @@ TORCH_LIBRARY_FRAGMENT(reidfast, m) {
 }
 TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("rerank_neighbours", rerank_neighbours_cpu);
+  m.impl("rerank_settle", rerank_settle_cpu);
   m.impl("rerank_neighbours_from_distances", rerank_neighbours_from_distances_cpu);
   m.impl("rerank_encode", rerank_encode_cpu);
   m.impl("rerank_jaccard", rerank_jaccard_cpu);

@@ -20,7 +20,7 @@ from torch import Tensor
 from reidfast.evaluation import _engine
 from reidfast.ops._backends import Dispatch
 
-__all__ = ["DISTANCES", "ENCODE", "JACCARD", "NEIGHBOURS", "NEIGHBOURS_FROM_DISTANCES"]
+__all__ = ["DISTANCES", "ENCODE", "JACCARD", "NEIGHBOURS", "NEIGHBOURS_FROM_DISTANCES", "SETTLE"]
 
 _ROWS = 1024
 _METRICS = {"cosine": _engine.COSINE, "sqeuclidean": _engine.SQEUCLIDEAN}
@@ -40,9 +40,10 @@ def _nearest(d: Tensor, k: int) -> tuple[Tensor, Tensor]:
 def neighbours(
     query: Tensor, gallery: Tensor, k: int, metric: str, square: bool, part: int, parts: int
 ) -> tuple[Tensor, ...]:
-    """Ids (n, k), D (n, k), largest D (n,) of every item, itself first, and status.
+    """Ids (n, k), D (n, k), largest D (n,) of every item, itself first; base distances (Q, G) or empty; and status.
 
-    Of row blocks part, part + parts, ... alone; the lists of all parts together hold the nearest.
+    Of row blocks part, part + parts, ... alone; the lists of all parts together hold the nearest. The compiled op keeps
+    base distances where they are small and have the bits of those that it would make again.
     """
     found: list[tuple[Tensor, Tensor, Tensor]] = []
     status = _engine.fine()
@@ -64,7 +65,7 @@ def neighbours(
                 if status[1]:
                     status[0] = other if status[0] else side
                     n, empty = len(query) + len(gallery), query.new_empty
-                    return empty(n, k).int(), empty(n, k), empty(n), status
+                    return empty(n, k).int(), empty(n, k), empty(n), empty(0, 0), status
                 pieces.append(d[: len(some)])
             block = torch.cat(pieces, 1)
             block = block * block if square else block
@@ -74,9 +75,51 @@ def neighbours(
             values, ids = _nearest(block, k)
             found.append((ids, values.clamp_min(0), block.amax(1).clamp_min(0)))
     if not found:
-        return query.new_empty(0, k).int(), query.new_empty(0, k), query.new_empty(0), status
+        return query.new_empty(0, k).int(), query.new_empty(0, k), query.new_empty(0), query.new_empty(0, 0), status
     ids, values, largest = (torch.cat([f[i] for f in found]) for i in range(3))
-    return ids, values, largest, status
+    return ids, values, largest, query.new_empty(0, 0), status
+
+
+_ROUNDING = 8.0 / (1 << 24)
+
+
+def settle(
+    query: Tensor, gallery: Tensor, ids: Tensor, distances: Tensor, keep: int, metric: str, square: bool
+) -> tuple[Tensor, Tensor]:
+    """The first ``keep`` entries of lists (n, k), where entries that rounding may have swapped are sorted again.
+
+    Entries whose base distances follow within _ROUNDING (|x|^2 + |y|^2) are taken by their distance in float64, then
+    by id. The item itself stays first.
+    """
+    x = torch.cat([query, gallery]).double()
+    norm = x.square().sum(1)
+    ids, distances = ids.clone(), distances.clone()
+    base = distances.double().sqrt() if square else distances.double()
+    scale = torch.full_like(base, 2.0) if metric == "cosine" else norm[:, None] + norm[ids.long().clamp_min(0)]
+    own = torch.arange(len(ids), device=ids.device)[:, None] == ids
+    usable = (ids >= 0) & ~own
+    close = base.diff(dim=1) <= _ROUNDING * torch.maximum(scale[:, 1:], scale[:, :-1])
+    close &= usable[:, 1:] & usable[:, :-1]
+    for i in torch.nonzero(close.any(1))[:, 0].tolist():
+        begin = 0
+        for end in range(1, ids.shape[1] + 1):
+            if end < ids.shape[1] and close[i, end - 1]:
+                continue
+            if end - begin > 1 and begin < keep:
+                others = ids[i, begin:end].long()
+                if metric == "cosine":
+                    norms = norm[i] * norm[others]
+                    cosine = torch.where(norms > 0, x[others] @ x[i] / norms.clamp_min(1e-300).sqrt(), 0)
+                    exact = (1 - cosine).clamp_min(0)
+                else:
+                    exact = (x[others] - x[i]).square().sum(1)
+                order = np.lexsort((others.cpu().numpy(), exact.cpu().numpy()))
+                at = torch.from_numpy(order).to(ids.device)
+                value = exact[at].float()
+                ids[i, begin:end] = others[at].int()
+                distances[i, begin:end] = value * value if square else value
+            begin = end
+    return ids[:, :keep].contiguous(), distances[:, :keep].contiguous()
 
 
 def merge_neighbours(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -242,6 +285,7 @@ def distances(
 
 
 NEIGHBOURS = Dispatch("rerank_neighbours", reference=neighbours, triton_reason="no Triton kernel", native_cuda=False)
+SETTLE = Dispatch("rerank_settle", reference=settle, triton_reason="no Triton kernel", native_cuda=False)
 NEIGHBOURS_FROM_DISTANCES = Dispatch(
     "rerank_neighbours_from_distances",
     reference=neighbours_from_distances,

@@ -163,19 +163,26 @@ def _gather_rows(ranks: Solo, x: Tensor) -> Tensor:
     return torch.from_numpy(ranks.concatenate(x.cpu().numpy())).to(x.device)
 
 
-def _neighbours(op: str, ranks: Solo, x: Tensor, y: Tensor, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
-    """Lists and largest distances of all items; each rank takes part of the product."""
-    find = engine.NEIGHBOURS.on[x.device.type]
-    args = settings.list_size, settings.variant.metric, settings.square
+_SPARE = 4  # neighbours more than are wanted, so that rounding does not decide which are last
+
+
+def _neighbours(
+    op: str, ranks: Solo, x: Tensor, y: Tensor, settings: _Settings
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
+    """Lists and largest distances of all items; each rank takes part of the product. Base distances where kept."""
+    find, settle = engine.NEIGHBOURS.on[x.device.type], engine.SETTLE.on[x.device.type]
+    metric, square = settings.variant.metric, settings.square
+    size = min(settings.list_size + _SPARE, max(1, len(x) + len(y)))
     with together(ranks):
-        ids, near, largest, status = find(x, y, *args, ranks.rank, ranks.size)
+        ids, near, largest, kept, status = find(x, y, size, metric, square, ranks.rank, ranks.size)
         raise_bad_row(op, status)
-    if ranks.size == 1:
-        return ids, near, largest
-    shape = (ranks.size, *ids.shape)
-    gathered = [torch.from_numpy(ranks.concatenate(t.cpu().numpy())) for t in (ids, near, largest)]
-    ids, near = engine.merge_neighbours(gathered[0].reshape(shape), gathered[1].reshape(shape))
-    return ids, near, gathered[2].reshape(ranks.size, -1).amax(0)
+    if ranks.size > 1:
+        shape = (ranks.size, *ids.shape)
+        gathered = [torch.from_numpy(ranks.concatenate(t.cpu().numpy())).to(x.device) for t in (ids, near, largest)]
+        ids, near = engine.merge_neighbours(gathered[0].reshape(shape), gathered[1].reshape(shape))
+        largest = gathered[2].reshape(ranks.size, -1).amax(0)
+    ids, near = settle(x, y, ids, near, min(settings.list_size, ids.shape[1]), metric, square)
+    return (ids, near, largest), kept if len(kept) else None
 
 
 def rerank(
@@ -225,10 +232,12 @@ def rerank(
         TypeError: features that are not floating point.
 
     Notes:
-        An item is its own nearest neighbour; other ties go to the lowest item, queries before gallery. Lists shorter
-        than k1 (few items) are used as they are. The result does not depend on the number of threads.
+        An item is its own nearest neighbour; other ties go to the lowest item, queries before gallery. Neighbours whose
+        order float32 cannot tell are compared in float64, so that rounding does not decide who is a neighbour. Lists
+        shorter than k1 (few items) are used as they are. The result does not depend on the number of threads.
         Cost: half of the symmetric product (Q+G)^2 D, then O((Q+G) k1^2). Memory beside the features and the result:
-        12 bytes x (Q + G) x k1, the sparse rows, and some 30 MB of tiles.
+        12 bytes x (Q + G) x k1, the sparse rows, some 30 MB of tiles, and the base distances (Q, G) where they take no
+        more than 256 MB; larger ones are made again where final distances are asked for.
 
     Example:
         >>> x = torch.eye(4).repeat(3, 1)
@@ -247,11 +256,11 @@ def rerank(
         y = as_matrix(g).to(x.device)
     y = _gather_rows(ranks, y)
     settings = _Settings.of(op, options, k1, k2, len(x) + len(y))
-    found = _neighbours(op, ranks, x, y, settings)
+    found, kept = _neighbours(op, ranks, x, y, settings)
     v = _encode(found, x, y, settings)
     jaccard = engine.JACCARD.on["cpu"](*v, q.n, q.n, settings.store_half)
     largest = found[2]
-    return _reranked(jaccard, largest[: q.n], lambda_, options, x, y, None, query)
+    return _reranked(jaccard, largest[: q.n], lambda_, options, x, y, kept, query)
 
 
 def rank_reranked(
@@ -306,7 +315,7 @@ def rank_reranked(
         NotImplementedError: precision other than float32.
 
     Notes:
-        Memory beside the features: that of `rerank` (sparse), and 128 MB of final distances at a time.
+        Memory beside the features: that of `rerank`, and 128 MB of final distances at a time.
     """
     op = "rank_reranked"
     kind = ranking._check_options(op, protocol, average_precision, precision)
@@ -477,7 +486,8 @@ def jaccard_graph(
     x = _gather_rows(ranks, x)
     n = len(x)
     settings = _Settings.of(op, options, k1, k2, n)
-    v = _encode(_neighbours(op, ranks, x, x[:0], settings), x, x[:0], settings)
+    found, _ = _neighbours(op, ranks, x, x[:0], settings)
+    v = _encode(found, x, x[:0], settings)
     indptr, indices, values = (t.numpy() for t in engine.JACCARD.on["cpu"](*v, n, 0, settings.store_half))
     own = np.repeat(np.arange(n, dtype=indices.dtype), np.diff(indptr)) == indices
     values[own] = 0.0

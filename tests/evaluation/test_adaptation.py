@@ -43,7 +43,8 @@ def percent(ranking):
 def test_real_features_without_training(holdout):
     query, gallery, labels = holdout
     assert percent(rank(query, gallery, *labels)) == (72.3, 48.5)
-    assert percent(rank_reranked(query, gallery, *labels, metric="cosine")) == (77.5, 64.7)
+    # 77.5 by codes whose rounding swaps two neighbours 9e-8 apart; float64 finds this.
+    assert percent(rank_reranked(query, gallery, *labels, metric="cosine")) == (77.4, 64.7)
     both = subtract_camera_mean(np.concatenate([query, gallery]), np.concatenate(labels[2:]))
     query, gallery = np.split(both, [len(query)])
     assert percent(rank(query, gallery, *labels)) == (77.7, 56.0)

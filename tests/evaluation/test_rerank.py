@@ -4,10 +4,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from reidfast import implementations
 from reidfast.evaluation import rank_distances, search
 from reidfast.evaluation._rerank_variants import VARIANTS, RerankVariant, half_neighbours
 from reidfast.evaluation.reference_rerank import dense_jaccard, dense_rerank, dense_rerank_distances
@@ -222,6 +225,44 @@ def test_rejects(change, error, words):
 def test_rejects_distances_that_do_not_fit():
     with pytest.raises(ValueError, match=r"q_q \(Q, Q\)"):
         rerank_distances(np.ones((2, 3)), np.ones((3, 3)), np.ones((3, 3)))
+
+
+@pytest.mark.parametrize("metric", ["sqeuclidean", "cosine"])
+@pytest.mark.parametrize("square", [False, True])
+def test_settle_sorts_what_rounding_swapped(metric, square):
+    """Lists whose close entries stand in the wrong order come back in the order of float64, by both implementations."""
+    rng = np.random.default_rng(0)
+    centre = rng.standard_normal((6, 24))
+    x = np.repeat(centre, 8, 0) + 1e-4 * rng.standard_normal((48, 24))  # neighbours at distances of 1e-7
+    x = torch.from_numpy((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
+    exact = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist").square()
+    exact = exact / 2 if metric == "cosine" else exact
+    exact.fill_diagonal_(-1)
+    wanted = exact.argsort(dim=1, stable=True)[:, :7].int()
+    shuffled = exact + torch.from_numpy(rng.uniform(0, 1e-7, exact.shape))
+    shuffled.fill_diagonal_(-1)
+    near, ids = shuffled.sort(1)
+    near = near[:, :9].clamp_min(0).float()
+    near = near * near if square else near
+    args = x[:20], x[20:], ids[:, :9].int().contiguous(), near.contiguous(), 7, metric, square
+    assert not torch.equal(args[2][:, :7], wanted)
+    for name, settle in implementations("rerank_settle").items():
+        got, distances = settle(*args)
+        assert torch.equal(got, wanted), name
+        base = distances.double().sqrt() if square else distances.double()
+        torch.testing.assert_close(base, exact.gather(1, wanted.long()).clamp_min(0), atol=1e-7, rtol=1e-5)
+
+
+def test_kept_distances_are_those_made_again():
+    """From a certain size on base distances are kept: the same bits as without, as for several processes."""
+    x, _ = people(1200 + 1300, 40, seed=5)
+    q, g = torch.from_numpy(x[:1200]), torch.from_numpy(x[1200:])
+    for metric in ("sqeuclidean", "cosine"):
+        result = rerank(q, g, metric=metric)
+        assert result._distances is None or result._distances.shape == (1200, 1300)
+        again = replace(result, _distances=None)
+        assert torch.equal(result.dense(), again.dense())
+    assert rerank(q[:32], g)._distances is None
 
 
 def test_half_neighbourhoods():
