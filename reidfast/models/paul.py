@@ -139,6 +139,8 @@ class PatchNet(nn.Module):
         self.branches = PatchBranches(parts, channels, dim, relu=num_classes is not None)
         if branches == "backbone":
             self._take_over()
+        if isinstance(backbone, OSNet):  # what lies behind the pooled map is not used
+            backbone.fc, backbone.feature_size = None, backbone.out_channels
         self.embed_weight: nn.Parameter | None = None  # (M, width, d)
         self.embed_bias: nn.Parameter | None = None
         if embedding is None and num_classes is not None:
@@ -164,8 +166,6 @@ class PatchNet(nn.Module):
         linear, norm = layers[0], layers[1]
         assert isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
         self.branches.copy_(linear, norm)
-        self.backbone.fc = None  # type: ignore[assignment]
-        self.backbone.feature_size = self.backbone.out_channels
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters of neither the backbone nor the patch generation network."""

@@ -27,6 +27,7 @@ from reidfast.losses import IPFL, PEDAL
 from reidfast.models import create_model, load_weights, unfold_batch_norms
 from reidfast.models.paul import PatchNet
 from reidfast.nn import MemoryBank, gather_rows
+from reidfast.nn.gather import world_size
 
 MEMORY_PASS = 2**31 - 1  # the epoch that the pass over the images before the first epoch draws as
 
@@ -235,7 +236,7 @@ class PaulTask(ReidTask):
     """PEDAL and IPFL over PatchNet; the patch generation network and the embedding layers are frozen.
 
     The memory of patches and the image centres are buffers: checkpoints hold them. Over several processes each takes
-    its part of the batch, and all write the rows of all, in rank order.
+    its part of the batch, all write the rows of all, in rank order, and IPFL looks at the whole batch.
 
     Args:
         model: The network, without classifiers.
@@ -290,7 +291,8 @@ class PaulTask(ReidTask):
         """Write the features of every training image into the memory."""
         self.model.train()
         for images, _, _, rows in module.memory_loader():
-            features = self.model(images.to(self.device)).features
+            images = images.to(self.device, self.model.branches.weight.dtype)
+            features = self.model(images).features.to(self.memory.bank.dtype)
             self.memory.write(gather_rows(rows.to(self.device)), _gather_parts(features))
         if not bool(self.memory.filled.all()):
             raise RuntimeError("paul: the pass over the training images left rows of the memory unwritten")
@@ -318,12 +320,14 @@ class PaulTask(ReidTask):
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], index: int) -> Tensor | None:
         """Loss of one batch; the memories are updated before it is taken."""
         views, rows = batch[0], batch[3]
-        size, count = views.shape[:2]
+        count = views.shape[1]
         if self.config.optim.lr == 0:
+            if world_size() > 1:  # which must not skip a step
+                return self.model(views.flatten(0, 1)).features.sum() * 0
             with torch.no_grad():
                 self.model(views.flatten(0, 1))
             return None
-        features = self.model(views.flatten(0, 1)).features  # [M, B * views, d]
+        features = self.model(views.flatten(0, 1)).features.to(self.memory.bank.dtype)  # [M, B * views, d]
         all_rows = gather_rows(rows)
         weights = self.config.loss
         total = features.sum() * 0
@@ -335,11 +339,11 @@ class PaulTask(ReidTask):
             total = total + weights.pedal * loss
             logged["loss/pedal"] = loss.detach()
         if self.ipfl is not None:
-            embeddings = self.embedding(features)
-            means = embeddings.detach().float().view(size, count, -1).mean(1)
-            self.centres.write_or_update(all_rows, gather_rows(means))
+            embeddings = gather_rows(self.embedding(features))  # IPFL looks at the whole batch
+            size = len(all_rows)
+            self.centres.write_or_update(all_rows, embeddings.detach().view(size, count, -1).mean(1))
             own = torch.arange(size, device=rows.device).repeat_interleave(count)
-            loss = self.ipfl(embeddings, self.centres.bank[rows], own)
+            loss = self.ipfl(embeddings, self.centres.bank[all_rows], own)
             total = total + weights.ipfl * loss
             logged["loss/ipfl"] = loss.detach()
         self.log_dict(logged | {"loss/total": total.detach()}, prog_bar=True)

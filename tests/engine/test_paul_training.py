@@ -3,6 +3,10 @@
 """PAUL and cluster-contrast in training: on rendered people, from one labelled world to another without labels."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -241,3 +245,31 @@ def test_train_ids_keeps_some_identities():
     config = parse("paul", [*COMMON, world(2, difficulty=0.7), "--data.train_ids=4"])
     data, whole = module_of("paul").load(config), load("synthetic", None, **config.data.options)
     assert len(set(data.train.pids.tolist())) == 4 and len(data.query) == len(whole.query)
+
+
+@pytest.mark.network
+def test_two_processes_adapt_as_one(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = [*COMMON, *NET, world(2, difficulty=0.3, ids=20), "--loss.k=5", "--optim.lr=0.01", "--optim.epochs=1"]
+    settings += ["--evaluate_every=1", "--precision=64-true"]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    found = []
+    for start, batch in (([], 12), (torchrun, 6)):
+        out = tmp_path / str(batch)
+        command = [sys.executable, *start, __file__, *settings, f"--data.batch={batch}"]
+        done = subprocess.run([*command, f"--out={out}"], capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stderr
+        found.append(state(out))
+    one, two = found
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        worst = (value.double() - two[name].double()).abs().max() / value.double().abs().max().clamp(min=1e-3)
+        assert worst < 1e-6, f"{name}: {worst}"
+
+
+if __name__ == "__main__":  # a process of the test above
+    train(parse("paul", sys.argv[1:]))
+    sys.stdout.flush()
+    os._exit(0)  # gloo's threads may abort an interpreter that is shutting down
