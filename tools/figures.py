@@ -3,7 +3,8 @@
 """Writes the figures of README.md from benchmarks/results/*.json: ``python tools/figures.py`` (``--check``: only
 compare).
 
-Between ``<!-- figures: FILE -->`` and ``<!-- end figures -->`` stands a table made from benchmarks/results/FILE.
+Between ``<!-- figures: FILE -->`` and ``<!-- end figures -->`` stands a table made from benchmarks/results/FILE; FILE
+may be a pattern such as training-*.json, whose files make one table.
 """
 
 from __future__ import annotations
@@ -52,14 +53,52 @@ def table(report: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def training_table(reports: list[dict[str, Any]]) -> str:
+    """One row per training run."""
+    lines = [
+        "| run | R1 / mAP before | after | epochs | CPU minutes | wall minutes | wanted |",
+        "|---|---|---|---|---|---|---|",
+    ]
+
+    def scores(row: dict[str, float] | None) -> str:
+        return f"{100 * row['rank1']:.1f} / {100 * row['mAP']:.1f}" if row else "-"
+
+    for r in reports:
+        last, wanted = r["history"][-1], r.get("wanted") or {}
+        goal = ""
+        if wanted:
+            met = 100 * last["rank1"] >= wanted["rank1"] and 100 * last["mAP"] >= wanted["mAP"]
+            goal = f"{wanted['rank1']:g} / {wanted['mAP']:g} in {wanted['minutes']} min" + (
+                "" if met else ", **missed**"
+            )
+        e = r["environment"]
+        seconds = r["seconds"]
+        wall = f"{seconds['wall'] / 60:.0f} ({e['threads']} threads, load {e['load_1min']:g})"
+        lines.append(
+            f"| `{r['command']}` | {scores(r['before'])} | {scores(last)} | {int(last['epoch'])} | "
+            f"{seconds['cpu'] / 60:.1f} | {wall} | {goal} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def read(name: str) -> str:
+    """The table of a file, or of those that a pattern names."""
+    paths = sorted((ROOT / "benchmarks" / "results").glob(name))
+    if not paths:
+        raise FileNotFoundError(f"figures: no benchmarks/results/{name}")
+    reports = [json.loads(path.read_text()) for path in paths]
+    if "training" in reports[0]:
+        return training_table(reports)
+    return "\n".join(table(report) for report in reports)
+
+
 def main() -> int:
     """Rewrite, or with --check report a README that does not match its files."""
     readme = ROOT / "README.md"
     text = readme.read_text()
 
     def fill(match: re.Match[str]) -> str:
-        report = json.loads((ROOT / "benchmarks" / "results" / match[2]).read_text())
-        return match[1] + "\n" + table(report) + "\n" + match[4]
+        return match[1] + "\n" + read(match[2]) + "\n" + match[4]
 
     new = BLOCK.sub(fill, text)
     if "--check" in sys.argv[1:]:

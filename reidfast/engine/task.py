@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import lightning
@@ -164,6 +165,15 @@ class ReidTask(lightning.LightningModule):
         super().__init__()
         self.model, self.config, self.data = model, config, data
         self.history: list[dict[str, float]] = []
+        self._before = {"wall": 0.0, "cpu": 0.0, "starts": 0}
+        self._begun = (time.perf_counter(), time.process_time())
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """What the run has cost so far in this process and in those it went on from, evaluations included."""
+        wall, cpu = time.perf_counter() - self._begun[0], time.process_time() - self._begun[1]
+        before = self._before
+        return {"wall": before["wall"] + wall, "cpu": before["cpu"] + cpu, "starts": before["starts"] + 1}
 
     def prepare(self, module: lightning.LightningDataModule) -> None:
         """Once, before a fresh run's first evaluation (never on resume): memories are filled, batch norms unfolded."""
@@ -206,10 +216,12 @@ class ReidTask(lightning.LightningModule):
         """The scores so far, and how to make the model."""
         checkpoint["history"] = self.history
         checkpoint["card"] = self.whole_card()
+        checkpoint["seconds"] = self.seconds
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The scores so far."""
         self.history = list(checkpoint["history"])
+        self._before = dict(checkpoint.get("seconds", self._before))
 
     def scores(self) -> dict[str, float] | None:
         """What an evaluation reports, `mAP` (which chooses best.ckpt) among it; None where there is nothing to do.

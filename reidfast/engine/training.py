@@ -108,7 +108,7 @@ def train(config: Any) -> dict[str, Any]:
     if trainer.is_global_zero:
         _write_json(out / "before.json", before)
     trainer.fit(task, module, ckpt_path=str(last) if resumed else None)
-    metrics = {"before": before, "history": task.history, "config": asdict(config)}
+    metrics = {"before": before, "history": task.history, "seconds": task.seconds, "config": asdict(config)}
     if trainer.is_global_zero:
         save_weights(task.model, out / "weights.safetensors")
         _write_json(out / "card.json", task.whole_card())
