@@ -303,7 +303,7 @@ class PersonSearcher:
                     some = who[start : start + self.batch]
                     zeros = np.zeros(len(some), np.int64)
                     trace = model.search(maps, [tree], state, zeros, some)
-                    boxes, likeness = self._finish(image, maps, tree, trace, state.embedding, some)
+                    boxes, likeness = self.finish(image, maps, tree, trace, state.embedding, some)
                     out["images"].append(np.full(len(some), image))
                     out["boxes"].append(boxes / factor)
                     out["queries"].append(some)
@@ -317,7 +317,7 @@ class PersonSearcher:
         kept = (table[:, :, 0] >= 0.5).mean(0)
         return found, Shrinkage(covered, filled, share, kept, len(table))
 
-    def _finish(
+    def finish(
         self, image: int, maps: SearchMaps, tree: RegionTree, trace: Trace, embedding: Tensor, who: Ints
     ) -> tuple[Floats, NDArray[np.float32]]:
         """The final box of each pair and its cosine with the query; a box is embedded once for all queries."""

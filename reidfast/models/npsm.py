@@ -48,7 +48,7 @@ class QueryState(NamedTuple):
 
     Attributes:
         gates: (Q, 4*Dh, K, K): its terms in the gates.
-        vector: (Q, Dh): mean of its map, of unit length.
+        vector: (Q, C): mean of its map's features, less those of its image, of unit length; (Q, 0) without correlation.
         embedding: (Q, d), of unit length.
     """
 
@@ -224,8 +224,9 @@ class NPSM(RegionEmbedder):
         peephole: See `QueryConvLSTM`.
         query_form: "map": the query's K x K cells meet the region's cell by cell, as published; "mean": each cell meets
             the mean of the query's.
-        correlation: Adds to the gates a 1x1 convolution of the product of the region's cells and the query's mean,
-            each of unit length. Not in the paper.
+        correlation: The gates also see how like the query each cell is: the cosine of its features with the mean of
+            the query's, both less the mean of their image and with a learned weight a channel, brought to mean 0 and
+            deviation 1 over the region, through a 3x3 convolution. Not in the paper.
         final_box: "attention": of the proposals in R_T the one with the most attention over the root of its area;
             "identity": the one whose embedding is nearest the query's.
         options: Of `RegionEmbedder`.
@@ -259,10 +260,11 @@ class NPSM(RegionEmbedder):
         self.query_form, self.final_box = query_form, final_box
         self.reduce = nn.Conv2d(self.channels, hidden, 1)
         self.cell = QueryConvLSTM(hidden, hidden, query_in_candidate=query_in_candidate, peephole=peephole)
-        self.match = nn.Conv2d(hidden, 4 * hidden, 1, bias=False) if correlation else None
+        self.match = nn.Conv2d(1, 4 * hidden, 3, padding=1, bias=False) if correlation else None
+        self.channel_weights = nn.Parameter(torch.ones(self.channels)) if correlation else None
         self.attention = nn.Conv2d(hidden, 1, 1)
         if self.match is not None:
-            nn.init.xavier_uniform_(self.match.weight, gain=hidden**0.5)  # the products of unit vectors are small
+            nn.init.xavier_uniform_(self.match.weight)
         nn.init.xavier_uniform_(self.attention.weight)
         nn.init.zeros_(self.attention.bias)  # type: ignore[arg-type]
 
@@ -286,12 +288,20 @@ class NPSM(RegionEmbedder):
             sampling_ratio=self.sampling_ratio,
         )
 
+    def _distinct(self, maps: SearchMaps, boxes: Tensor, image_index: Tensor) -> Tensor:
+        """Features (R, C, K, K) of regions, less the mean of their image, weighted."""
+        assert self.channel_weights is not None
+        size = (self.grid, self.grid)
+        x = roi_pool(maps.features, boxes, image_index, size, scale=1 / self.stride, op=self.roi_op)
+        mean = maps.features.mean((2, 3))[image_index]
+        return (x - mean[:, :, None, None]) * self.channel_weights[:, None, None]
+
     def queries(self, maps: SearchMaps, boxes: Tensor, image_index: Tensor) -> QueryState:
         """What a search needs of queries: boxes (Q, 4) in images, once."""
         q = self._regions(maps, boxes, image_index)
-        mean = q.mean((2, 3))
-        seen = q if self.query_form == "map" else mean[:, :, None, None].expand_as(q)
-        return QueryState(self.cell.query_gates(seen), F.normalize(mean, dim=1), self.embed(maps, boxes, image_index))
+        seen = q if self.query_form == "map" else q.mean((2, 3), keepdim=True).expand_as(q)
+        vector = self._distinct(maps, boxes, image_index).mean((2, 3)) if self.match is not None else q[:, :0, 0, 0]
+        return QueryState(self.cell.query_gates(seen), F.normalize(vector, dim=1), self.embed(maps, boxes, image_index))
 
     def search(
         self,
@@ -336,13 +346,14 @@ class NPSM(RegionEmbedder):
             unique, where = np.unique(np.stack([images[rows], node[rows]], 1), axis=0, return_inverse=True)
             regions = _tensor([trees[i].regions[k].box for i, k in unique], device, dtype)
             back = torch.from_numpy(where.reshape(-1)).to(device)
-            x = self._regions(maps, regions, torch.from_numpy(unique[:, 0].copy()).to(device))
+            of_image = torch.from_numpy(unique[:, 0].copy()).to(device)
+            x = self._regions(maps, regions, of_image)
             gates = self.cell.input_gates(x)
             which = torch.from_numpy(queries[rows]).to(device)
             seen = query.gates[which]
             if self.match is not None:
-                cells = F.normalize(x, dim=1)[back] * query.vector[which][:, :, None, None]
-                seen = seen + self.match(cells)
+                cells = F.normalize(self._distinct(maps, regions, of_image), dim=1)
+                seen = seen + self.match(_likeness(cells, query.vector[which], back))
             state = self.cell.step(gates if len(unique) == 1 and state is None else gates[back], seen, state)
             logits = self.attention(state[0])[:, 0]
             attention = logits.flatten(1).softmax(1).view_as(logits)
@@ -403,6 +414,18 @@ def coverage_chooser(targets: Floats, by_attention: NDArray[np.bool_]) -> Choose
         return best_child(np.where(free, scores, covered + rank), boxes, step.owner, len(step.rows))
 
     return choose
+
+
+def _likeness(cells: Tensor, vectors: Tensor, region: Tensor) -> Tensor:
+    """Cosines (P, 1, K, K) of the cells (U, C, K, K) of regions with the vectors (P, C) of pairs, standardised."""
+    parts, order = [], []
+    for u in range(len(cells)):
+        rows = (region == u).nonzero()[:, 0]
+        parts.append(vectors[rows] @ cells[u].flatten(1))
+        order.append(rows)
+    out = torch.cat(parts)[torch.argsort(torch.cat(order))]
+    out = (out - out.mean(1, keepdim=True)) / out.std(1, keepdim=True).clamp(min=1e-6)
+    return out.view(len(vectors), 1, *cells.shape[2:])
 
 
 def _tensor(boxes: Any, device: torch.device, dtype: torch.dtype) -> Tensor:

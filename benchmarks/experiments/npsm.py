@@ -1,0 +1,485 @@
+# SPDX-License-Identifier: Apache-2.0
+# Copyright (c) 2026 the reidfast authors
+"""NPSM against two-stage search on the same network: rendered scenes, PETS 2009, and the time of a pair.
+
+python -m benchmarks.experiments.npsm run --weights osnet.npz --out runs/npsm --seeds 0 1 2
+python -m benchmarks.experiments.npsm pets --weights osnet.npz --out runs/npsm
+python -m benchmarks.experiments.npsm time --out runs/npsm
+python -m benchmarks.experiments.npsm table --out runs/npsm --results benchmarks/results/npsm.json
+python -m benchmarks.experiments.npsm figure --out runs/npsm --gif docs/img/npsm.gif
+
+For each seed the scenes, the draw of pairs and the new parameters differ. First the embedding is trained by OIM (the
+two-stage baseline), then NPSM's attention on top of that embedding, which stays: what differs between the arms
+is the search alone. Every arm leaves one JSON file, written whole; those that are there are not made again; training
+that was stopped goes on from its last epoch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from reidfast._files import write_whole
+from reidfast.data import SearchData, load_search
+from reidfast.data.images import EvalTransform
+from reidfast.data.proposals import create_proposals, recall
+from reidfast.engine.compare import paired_bootstrap
+from reidfast.engine.config import parse
+from reidfast.engine.person_search import PersonSearcher, SceneMaps, Shrinkage, Sizing
+from reidfast.engine.training import train
+from reidfast.evaluation import Detections, PersonSearch, person_search
+from reidfast.models import create_model
+from reidfast.models.npsm import RegionEmbedder
+
+SCENES = {"ids": 60, "train": 200, "gallery": 80, "cameras": 4}
+CUT: dict[str, Any] = {"size": [16, 8], "embedding": None, "train_shallow": False}
+ATTENTION = {
+    "npsm": {"query_form": "mean", "correlation": True},
+    "npsm-paper": {"query_form": "map", "correlation": False},
+}
+SMALL = {"grid": 14, "hidden": 32, "steps": 3, "clusters": 4}
+SCALE = 2.0
+PROPOSALS: dict[str, tuple[str, dict[str, Any]]] = {
+    "objectness": ("objectness", {"count": 150}),
+    "simulated": ("simulated", {}),
+    "oracle": ("oracle", {}),
+    "random": ("random", {"count": 150}),
+}
+
+
+def keep(path: Path, content: Any) -> None:
+    """Write a result whole."""
+    with write_whole(path) as stream:
+        stream.write((json.dumps(content) + "\n").encode())
+
+
+def scenes(seed: int) -> SearchData:
+    """The rendered scenes of a seed."""
+    return load_search("synthetic_scenes", **SCENES, seed=seed)
+
+
+def common(seed: int, out: Path, epochs: int) -> list[str]:
+    """Settings of every run."""
+    return [
+        "--data.name=synthetic_scenes",
+        f"--data.options={json.dumps({**SCENES, 'seed': seed})}",
+        "--data.short=0",
+        f"--data.scale={SCALE}",
+        "--data.proposal_options={count: 150}",
+        "--data.pairs=8",
+        "--data.keep=float16",
+        "--model.backbone=osnet_x0_25",
+        "--model.options={}",
+        "--optim.optimizer=adam",
+        "--optim.weight_decay=0.0005",
+        f"--optim.epochs={epochs}",
+        f"--optim.milestones=[{max(1, round(0.75 * epochs))}]",
+        f"--evaluate_every={epochs}",
+        "--accelerator=cpu",
+        f"--seed={seed}",
+        f"--out={out}",
+        f"--resume={'true' if (out / 'last.ckpt').exists() else 'false'}",
+    ]
+
+
+def trained(method: str, arguments: list[str], out: Path) -> Path:
+    """The weights of a run, which is made, or gone on with, where they are not there."""
+    weights = out / "weights.safetensors"
+    if not weights.exists():
+        begin, cpu = time.perf_counter(), time.process_time()
+        metrics = train(parse(method, arguments))
+        seconds = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu}
+        keep(out / "run.json", {**seconds, "before": metrics["before"], "history": metrics["history"]})
+    return weights
+
+
+def train_embedding(seed: int, options: argparse.Namespace) -> Path:
+    """OIM on the deep part: the two-stage baseline."""
+    out = options.out / f"embedding-{seed}"
+    arguments = [
+        *common(seed, out, options.embedding_epochs),
+        f"--model.weights={options.weights}",
+        f"--model.head_options={json.dumps(CUT)}",
+        "--loss.identity=oim",
+        "--loss.boxes=all",
+        "--loss.oim_scale=30",
+        "--loss.oim_queue=500",
+        "--optim.lr=0.0003",
+    ]
+    return trained("two_stage", arguments, out)
+
+
+def train_attention(arm: str, seed: int, weights: Path, options: argparse.Namespace) -> Path:
+    """The attention alone: the embedding stays."""
+    out = options.out / f"{arm}-{seed}"
+    arguments = [
+        *common(seed, out, options.epochs),
+        f"--model.weights={weights}",
+        f"--model.head_options={json.dumps({**CUT, **SMALL, **ATTENTION[arm]})}",
+        "--loss.weight=0",
+        "--loss.identity=oim",
+        f"--loss.ramp={options.ramp}",
+        f"--optim.lr={options.lr}",
+        "--optim.backbone_factor=0.0",
+    ]
+    return trained("npsm", arguments, out)
+
+
+def model_of(arm: str, weights: Path, **options: Any) -> RegionEmbedder:
+    """A trained model."""
+    head = "two_stage" if arm == "two-stage" else "npsm"
+    settings = {**CUT, **options, **({**SMALL, **ATTENTION[arm], **options} if head == "npsm" else {})}
+    made = create_model(head, backbone="osnet_x0_25", weights=weights, **settings)
+    assert isinstance(made, RegionEmbedder)
+    return made.eval()
+
+
+def result(got: PersonSearch, pids: Any, shrinkage: Shrinkage | None = None) -> dict[str, Any]:
+    """What a file holds of a search: the scores, and each query's, for the bootstrap."""
+    out: dict[str, Any] = {
+        "mAP": got.mean_ap,
+        "top1": float(got.cmc[0]),
+        "recall": got.recall,
+        "ap": [None if np.isnan(a) else round(float(a), 6) for a in got.ap],
+        "pids": [int(p) for p in pids],
+    }
+    if shrinkage is not None:
+        out["shrinkage"] = {k: [round(float(x), 4) for x in v] for k, v in shrinkage._asdict().items() if k != "pairs"}
+    return out
+
+
+def evaluate(data: SearchData, found: Detections, features: Any = None, **options: Any) -> PersonSearch:
+    """CUHK-SYSU's protocol over the set's usual galleries."""
+    queries = data.queries.with_features(features)
+    return person_search(queries, found, data.gallery.truth, galleries=data.gallery_lists(), **options)
+
+
+def run_seed(seed: int, options: argparse.Namespace) -> None:
+    """All arms on rendered scenes."""
+    data, lists = scenes(seed), scenes(seed).gallery_lists()
+    embedding = train_embedding(seed, options)
+    sizing = Sizing(0, 0, SCALE)
+    base = model_of("two-stage", embedding)
+    maps = SceneMaps(base, data.gallery, sizing, keep="float16")
+    for name, (provider, settings) in PROPOSALS.items():
+        path = options.out / f"synthetic-two-stage-{name}-{seed}.json"
+        if path.exists():
+            continue
+        proposals = create_proposals(provider, **settings)
+        searcher = PersonSearcher(base, data.gallery, proposals, maps=maps)
+        features, everything = searcher.two_stage(data.queries, lists)
+        _, single = searcher.two_stage(data.queries, lists, one_box=True)
+        found, count = recall(proposals, data.gallery)
+        content = {"arm": f"two-stage, {name}", "data": "synthetic", "seed": seed, "recall": found, "boxes": count}
+        content["all boxes"] = result(evaluate(data, everything, features), data.queries.pids)
+        content["one box"] = result(evaluate(data, single), data.queries.pids)
+        keep(path, content)
+        print(path.name, {k: round(content[k]["mAP"], 4) for k in ("all boxes", "one box")}, flush=True)
+    for arm in options.arms:
+        weights = train_attention(arm, seed, embedding, options)
+        for name in ("objectness", "simulated"):
+            path = options.out / f"synthetic-{arm}-{name}-{seed}.json"
+            if path.exists():
+                continue
+            provider, settings = PROPOSALS[name]
+            content = {"arm": f"{arm}, {name}", "data": "synthetic", "seed": seed}
+            for final in ("attention", "identity"):
+                model = model_of(arm, weights, final_box=final)
+                mine = SceneMaps(model, data.gallery, sizing, keep="float16")
+                mine._maps = maps._maps  # the same shallow part
+                searcher = PersonSearcher(model, data.gallery, create_proposals(provider, **settings), maps=mine)
+                found, shrinkage = searcher.search(data.queries, lists)
+                content[f"final box by {final}"] = result(evaluate(data, found), data.queries.pids, shrinkage)
+            keep(path, content)
+            print(path.name, {k: round(v["mAP"], 4) for k, v in content.items() if isinstance(v, dict)}, flush=True)
+
+
+def embed_crops(weights: Path, data: SearchData, boxes: dict[int, np.ndarray]) -> dict[int, torch.Tensor]:
+    """Features of crops resized to 256 x 128: the re-ID network as it is meant to be used."""
+    network = create_model("osnet_x0_25", weights=weights).eval()
+    transform, out = EvalTransform(256, 128), {}
+    with torch.inference_mode():
+        for image, at in boxes.items():
+            picture = data.gallery.image(image)
+            crops = [transform(picture.crop(tuple(int(round(v)) for v in box))) for box in at]
+            parts = [network(torch.stack(crops[i : i + 32])) for i in range(0, len(crops), 32)]
+            out[image] = torch.nn.functional.normalize(torch.cat(parts), dim=1) if parts else torch.empty(0, 512)
+    return out
+
+
+def run_pets(options: argparse.Namespace) -> None:
+    """Trained on rendered scenes only, searched in PETS; and the public detections with OSNet's features."""
+    data = load_search("pets09_s2l1", every=options.every)
+    lists, sizing = data.gallery_lists(), Sizing(0, 0, 2.0)
+    path = options.out / "pets-osnet-crops.json"
+    detector = create_proposals("detector")
+    if not path.exists():
+        wanted = np.arange(len(data.gallery))
+        boxes = {int(i): np.maximum(detector(data.gallery, int(i)).boxes, 0) for i in wanted}
+        found = embed_crops(options.weights, data, boxes)
+        detections = Detections(
+            np.repeat(wanted, [len(boxes[int(i)]) for i in wanted]),
+            np.concatenate([boxes[int(i)] for i in wanted]),
+            features=torch.cat([found[int(i)] for i in wanted]),
+        )
+        where = {int(i): data.queries.boxes[data.queries.images == i] for i in np.unique(data.queries.images)}
+        cut = embed_crops(options.weights, data, where)
+        features = torch.empty(len(data.queries), 512)
+        for image, vectors in cut.items():
+            features[torch.from_numpy(np.flatnonzero(data.queries.images == image))] = vectors
+        got = evaluate(data, detections, features)
+        content = {"arm": "OSNet on crops, public detections", "data": "pets", "seed": 0, "split": data.info["split"]}
+        content["all boxes"] = result(got, data.queries.pids)
+        keep(path, content)
+        print(path.name, round(got.mean_ap, 4), flush=True)
+    shared: dict[int, Any] = {}
+    for seed in options.seeds:
+        embedding = options.weights if options.untrained else options.out / f"embedding-{seed}" / "weights.safetensors"
+        base = model_of("two-stage", embedding)
+        maps = SceneMaps(base, data.gallery, sizing, keep="float16")
+        maps._maps = shared
+        for name in ("detector", "oracle"):
+            path = options.out / f"pets-two-stage-{name}-{seed}.json"
+            if path.exists():
+                continue
+            searcher = PersonSearcher(base, data.gallery, create_proposals(name), maps=maps)
+            features, everything = searcher.two_stage(data.queries, lists)
+            _, single = searcher.two_stage(data.queries, lists, one_box=True)
+            content = {"arm": f"two-stage, {name}", "data": "pets", "seed": seed}
+            content["all boxes"] = result(evaluate(data, everything, features), data.queries.pids)
+            content["one box"] = result(evaluate(data, single), data.queries.pids)
+            keep(path, content)
+            print(path.name, {k: round(content[k]["mAP"], 4) for k in ("all boxes", "one box")}, flush=True)
+        for arm in options.arms:
+            weights = options.out / f"{arm}-{seed}" / "weights.safetensors"
+            path = options.out / f"pets-{arm}-{seed}.json"
+            if path.exists() or not weights.exists():
+                continue
+            content = {"arm": f"{arm}, detector", "data": "pets", "seed": seed}
+            for final in ("attention", "identity"):
+                model = model_of(arm, weights, final_box=final, grid=28)
+                mine = SceneMaps(model, data.gallery, sizing, keep="float16")
+                mine._maps = shared
+                searcher = PersonSearcher(model, data.gallery, create_proposals("detector"), maps=mine)
+                found, shrinkage = searcher.search(data.queries, lists)
+                content[f"final box by {final}"] = result(evaluate(data, found), data.queries.pids, shrinkage)
+            keep(path, content)
+            print(path.name, {k: round(v["mAP"], 4) for k, v in content.items() if isinstance(v, dict)}, flush=True)
+
+
+def run_time(options: argparse.Namespace) -> None:
+    """Seconds of a search by queries and images, maps apart; interleaved, the median of `repeats`."""
+    seed = options.seeds[0]
+    data = scenes(seed)
+    weights = options.out / f"npsm-{seed}" / "weights.safetensors"
+    proposals = create_proposals("objectness", count=150)
+    models = {
+        "npsm": model_of("npsm", weights),
+        "two-stage": model_of("two-stage", options.out / f"embedding-{seed}" / "weights.safetensors"),
+    }
+    sizing, shared = Sizing(0, 0, SCALE), None
+    searchers: dict[str, PersonSearcher] = {}
+    begin = time.perf_counter()
+    for name, model in models.items():
+        maps = SceneMaps(model, data.gallery, sizing)
+        if shared is None:
+            for i in range(max(options.images)):
+                with torch.no_grad():
+                    maps.shallow(i)
+            per_map = (time.perf_counter() - begin) / max(options.images)
+            shared = maps._maps
+        maps._maps = shared
+        searchers[name] = PersonSearcher(model, data.gallery, proposals, maps=maps)
+    begin = time.perf_counter()
+    boxes = {i: proposals(data.gallery, i).boxes * SCALE for i in range(max(options.images))}
+    per_proposals = (time.perf_counter() - begin) / max(options.images)
+    for searcher in searchers.values():
+        searcher._boxes = boxes
+    rows = []
+    for queries in options.queries:
+        for images in options.images:
+            chosen = data.queries.select(np.arange(queries) % len(data.queries))
+            lists = [np.arange(images)] * queries
+            taken: dict[str, list[float]] = {name: [] for name in models}
+            for _ in range(options.repeats):
+                for name, searcher in searchers.items():
+                    begin = time.perf_counter()
+                    if name == "npsm":
+                        searcher.search(chosen, lists)
+                    else:
+                        searcher.two_stage(chosen, lists, one_box=True)
+                    taken[name].append(time.perf_counter() - begin)
+            row = {"queries": queries, "images": images}
+            row |= {name: statistics.median(values) for name, values in taken.items()}
+            rows.append(row)
+            print(row, {n: f"{1e3 * row[n] / queries / images:.2f} ms a pair" for n in models}, flush=True)
+    keep(
+        options.out / "time.json",
+        {
+            "rows": rows,
+            "seconds_a_map": per_map,
+            "seconds_of_proposals": per_proposals,
+            "threads": torch.get_num_threads(),
+            "repeats": options.repeats,
+            "processor": platform.processor() or platform.machine(),
+        },
+    )
+
+
+def read(folder: Path, data: str) -> dict[str, list[dict[str, Any]]]:
+    """The finished arms by name, one entry a seed."""
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob(f"{data}-*.json")):
+        content = json.loads(path.read_text())
+        for part, value in content.items():
+            if isinstance(value, dict) and "mAP" in value:
+                arms.setdefault(f"{content['arm']}, {part}", []).append({"seed": content["seed"], **value})
+    return arms
+
+
+def table(folder: Path, data: str) -> list[str]:
+    """Mean and spread over seeds."""
+    lines = ["| arm | seeds | mAP | top-1 | found |", "|---|---|---|---|---|"]
+    for arm, runs in read(folder, data).items():
+        cells = [arm, str(len(runs))]
+        for key in ("mAP", "top1", "recall"):
+            values = [100 * run[key] for run in runs]
+            cells.append(
+                f"{statistics.mean(values):.1f}" + (f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else "")
+            )
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def differences(folder: Path, data: str, first: str, second: str) -> dict[str, float] | None:
+    """Second minus first in AP, by a bootstrap over persons of all seeds together."""
+    arms = read(folder, data)
+    if first not in arms or second not in arms:
+        return None
+    a, b = ({run["seed"]: run for run in arms[name]} for name in (first, second))
+    shared = sorted(set(a) & set(b))
+
+    def joined(runs: dict[int, Any]) -> np.ndarray:
+        return np.array([np.nan if x is None else x for seed in shared for x in runs[seed]["ap"]])
+
+    pids = np.array([seed * 100_000 + p for seed in shared for p in a[seed]["pids"]])
+    return paired_bootstrap(joined(a), joined(b), pids)._asdict()
+
+
+def write_results(options: argparse.Namespace) -> None:
+    """One JSON file with everything that the documents quote."""
+    import sys
+
+    content: dict[str, Any] = {"command": "python -m benchmarks.experiments.npsm " + " ".join(sys.argv[1:])}
+    for data in ("synthetic", "pets"):
+        arms = read(options.out, data)
+        content[data] = {
+            arm: [{k: v for k, v in run.items() if k not in ("ap", "pids")} for run in runs]
+            for arm, runs in arms.items()
+        }
+    for path in sorted(options.out.glob("*/run.json")):
+        content.setdefault("training", {})[path.parent.name] = json.loads(path.read_text())
+    compare = {
+        "npsm by attention - two-stage, one box": (
+            "two-stage, objectness, one box",
+            "npsm, objectness, final box by attention",
+        ),
+        "npsm by identity - two-stage, one box": (
+            "two-stage, objectness, one box",
+            "npsm, objectness, final box by identity",
+        ),
+        "npsm by attention - npsm-paper": (
+            "npsm-paper, objectness, final box by attention",
+            "npsm, objectness, final box by attention",
+        ),
+    }
+    found = {name: differences(options.out, "synthetic", *pair) for name, pair in compare.items()}
+    content["paired differences of AP"] = {name: value for name, value in found.items() if value}
+    if (options.out / "time.json").exists():
+        content["time"] = json.loads((options.out / "time.json").read_text())
+    content["settings"] = {"scenes": SCENES, "model": {**CUT, **SMALL}, "scale": SCALE}
+    if options.results:
+        with write_whole(options.results) as stream:
+            stream.write((json.dumps(content, indent=1) + "\n").encode())
+
+
+def figure(options: argparse.Namespace) -> None:
+    """Searches that find the person, drawn step by step."""
+    from reidfast.report.shrinking import animate, draw_steps, trace_search
+
+    seed = options.seeds[0]
+    data = scenes(seed)
+    model = model_of("npsm", options.out / f"npsm-{seed}" / "weights.safetensors")
+    proposals = create_proposals("objectness", count=150)
+    searcher = PersonSearcher(model, data.gallery, proposals, Sizing(0, 0, SCALE))
+    picked, tried = [], 0
+    for row in range(len(data.queries)):
+        shows = data.gallery.box_images[data.gallery.pids == data.queries.pids[row]]
+        for image in shows[shows != data.queries.images[row]][:1]:
+            made = trace_search(searcher, data.queries, row, int(image))
+            tried += 1
+            from reidfast.evaluation import box_iou
+
+            if made.truth is not None and box_iou(made.box, made.truth) >= 0.5:
+                picked.append(made)
+        if len(picked) >= options.count:
+            break
+    print(f"{len(picked)} of the first {tried} searches found the person; these are drawn")
+    if options.gif:
+        animate(picked, options.gif, width=options.width, colors=options.colors)
+    if options.png:
+        draw_steps(picked).save(options.png)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("run", "pets", "time", "table", "figure"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--weights", type=Path, help="of osnet_x0_25, trained on MSMT17")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ATTENTION), choices=list(ATTENTION))
+    parser.add_argument("--epochs", type=int, default=16, help="of the attention")
+    parser.add_argument("--embedding-epochs", type=int, default=3)
+    parser.add_argument("--lr", type=float, default=0.001)
+    parser.add_argument("--ramp", type=float, default=1.0)
+    parser.add_argument("--every", type=int, default=10, help="frame of PETS that is taken, one in so many")
+    parser.add_argument("--untrained", action="store_true", help="PETS: the embedding as it comes")
+    parser.add_argument("--queries", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--images", type=int, nargs="+", default=[10, 20, 40])
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--gif", type=Path)
+    parser.add_argument("--png", type=Path)
+    parser.add_argument("--count", type=int, default=3)
+    parser.add_argument("--width", type=int, default=420)
+    parser.add_argument("--colors", type=int, default=64)
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    if options.command in ("run", "pets") and options.weights is None:
+        parser.error("--weights is needed")
+    if options.command == "run":
+        for seed in options.seeds:
+            run_seed(seed, options)
+    elif options.command == "pets":
+        run_pets(options)
+    elif options.command == "time":
+        run_time(options)
+    elif options.command == "figure":
+        figure(options)
+    if options.command in ("run", "pets", "table"):
+        for data in ("synthetic", "pets"):
+            print("\n".join([f"{data}:", *table(options.out, data)]))
+        write_results(options)
+
+
+if __name__ == "__main__":
+    main()
