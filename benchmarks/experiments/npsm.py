@@ -39,7 +39,7 @@ from reidfast.evaluation import Detections, PersonSearch, person_search
 from reidfast.models import create_model
 from reidfast.models.npsm import RegionEmbedder
 
-SCENES = {"ids": 60, "train": 200, "gallery": 80, "cameras": 4}
+SCENES = {"ids": 40, "train": 100, "gallery": 40, "cameras": 4}
 CUT: dict[str, Any] = {"size": [16, 8], "embedding": None, "train_shallow": False}
 ATTENTION = {
     "npsm": {"query_form": "mean", "correlation": True},
@@ -448,8 +448,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--arms", nargs="+", default=list(ATTENTION), choices=list(ATTENTION))
     parser.add_argument("--epochs", type=int, default=16, help="of the attention")
-    parser.add_argument("--embedding-epochs", type=int, default=3)
-    parser.add_argument("--lr", type=float, default=0.001)
+    parser.add_argument("--embedding-epochs", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=0.002)
     parser.add_argument("--ramp", type=float, default=1.0)
     parser.add_argument("--every", type=int, default=10, help="frame of PETS that is taken, one in so many")
     parser.add_argument("--untrained", action="store_true", help="PETS: the embedding as it comes")

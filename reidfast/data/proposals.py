@@ -101,10 +101,10 @@ class ObjectnessBoxes:
         self,
         count: int = 150,
         sliding: SlidingBoxes | None = None,
-        bins: int = 4,
+        bins: int = 3,
         ring: float = 0.25,
         overlap: float = 0.6,
-        size: int = 320,
+        size: int = 240,
     ) -> None:
         if count < 1 or bins < 2 or ring <= 0 or size < 32:
             raise ValueError(

@@ -23,6 +23,7 @@ from reidfast.nn.region_shrinkage import RegionTree, area, best_child, coverage,
 __all__ = ["PersonSearcher", "SceneMaps", "Shrinkage", "Sizing", "collect_pairs"]
 
 Ints = NDArray[np.int64]
+IMAGES = 16  # of a chunk, at most
 
 
 @dataclass(frozen=True)
@@ -297,18 +298,20 @@ class PersonSearcher:
         out: dict[str, list[Any]] = {"images": [], "boxes": [], "queries": [], "similarities": []}
         shrunk: list[Floats] = []
         with _evaluating(model):
-            for image, who in collect_pairs(wanted, len(queries), galleries, queries.images):
-                maps, tree, factor = self.maps([image]), self.tree(image), self.maps.size(image)[2]
-                for start in range(0, len(who), self.batch):
-                    some = who[start : start + self.batch]
-                    zeros = np.zeros(len(some), np.int64)
-                    trace = model.search(maps, [tree], state, zeros, some)
-                    boxes, likeness = self.finish(image, maps, tree, trace, state.embedding, some)
-                    out["images"].append(np.full(len(some), image))
-                    out["boxes"].append(boxes / factor)
-                    out["queries"].append(some)
-                    out["similarities"].append(likeness)
-                    shrunk += self._shrinkage(image, tree, trace, queries.pids[some], factor)
+            for images, who in self._chunks(collect_pairs(wanted, len(queries), galleries, queries.images)):
+                maps, trees = self.maps(images), [self.tree(i) for i in images]
+                factors = np.array([self.maps.size(i)[2] for i in images])
+                which = np.repeat(np.arange(len(images)), [len(w) for w in who])
+                some = np.concatenate(who)
+                trace = model.search(maps, trees, state, which, some)
+                boxes, likeness = self.finish(maps, trees, trace, state.embedding, which, some)
+                out["images"].append(np.array(images)[which])
+                out["boxes"].append(boxes / factors[which][:, None])
+                out["queries"].append(some)
+                out["similarities"].append(likeness)
+                for k, image in enumerate(images):
+                    last, mine = trace.regions[which == k], queries.pids[who[k]]
+                    shrunk += self._shrinkage(image, trees[k], last, mine, factors[k])
         found = Detections(**{k: np.concatenate(v) for k, v in out.items()})
         if not shrunk:
             return found, None
@@ -317,42 +320,75 @@ class PersonSearcher:
         kept = (table[:, :, 0] >= 0.5).mean(0)
         return found, Shrinkage(covered, filled, share, kept, len(table))
 
+    def _chunks(self, pairs: Iterable[tuple[int, Ints]]) -> Iterator[tuple[list[int], list[Ints]]]:
+        """Images and their queries, about `batch` pairs at a time: few queries go through many images together."""
+        images: list[int] = []
+        who: list[Ints] = []
+        size = 0
+        for image, everybody in pairs:
+            for start in range(0, len(everybody), self.batch):
+                some = everybody[start : start + self.batch]
+                if images and (size + len(some) > self.batch or len(images) == IMAGES):
+                    yield images, who
+                    images, who, size = [], [], 0
+                images.append(image)
+                who.append(some)
+                size += len(some)
+        if images:
+            yield images, who
+
+    def _embed(self, maps: SearchMaps, boxes: Floats, where: Ints) -> Tensor:
+        """Embeddings (n, d) of boxes of several images, on the CPU."""
+        parts = [torch.empty(0, self.model.feature_size)]
+        for start in range(0, len(boxes), self.batch):
+            piece = torch.as_tensor(boxes[start : start + self.batch], dtype=torch.float32, device=self.device)
+            at = torch.from_numpy(where[start : start + self.batch]).to(self.device)
+            parts.append(self.model.embed(maps, piece, at).cpu())
+        return torch.cat(parts)
+
+    @torch.no_grad()
     def finish(
-        self, image: int, maps: SearchMaps, tree: RegionTree, trace: Trace, embedding: Tensor, who: Ints
+        self, maps: SearchMaps, trees: Sequence[RegionTree], trace: Trace, embedding: Tensor, which: Ints, who: Ints
     ) -> tuple[Floats, NDArray[np.float32]]:
-        """The final box of each pair and its cosine with the query; a box is embedded once for all queries."""
+        """The final box of each pair and its cosine with the query; a box is embedded once for all queries.
+
+        Args:
+            maps: Of the images.
+            trees: Their nested regions.
+            trace: Of the pairs.
+            embedding: Of the queries.
+            which: (P,) image of each pair.
+            who: (P,) query of each pair.
+        """
         model = self.model
         assert isinstance(model, NPSM)
         mine = embedding[torch.from_numpy(who).to(embedding.device)].cpu()
-        inside = [tree.regions[n].proposals for n in trace.regions]
-        if model.final_box == "identity" and any(len(p) for p in inside):
-            listed = np.unique(np.concatenate(inside))
-            vectors = self.embed_boxes(image, tree.proposals[listed], maps)
-            likeness = (mine @ vectors.T).numpy()
-            index = np.repeat(np.arange(len(who)), [len(p) for p in inside])
-            column = np.searchsorted(listed, np.concatenate(inside))
-            best = best_child(likeness[index, column], tree.proposals[listed[column]], index, len(who))
-            boxes, value = trace.boxes.copy(), np.full(len(who), np.nan, np.float32)
-            there = best >= 0
-            boxes[there] = tree.proposals[listed[column[best[there]]]]
-            value[there] = likeness[index[best[there]], column[best[there]]]
-            lost = np.flatnonzero(~there)
-            if len(lost):
-                rest = self.embed_boxes(image, boxes[lost], maps)
-                value[lost] = (mine[torch.from_numpy(lost)] * rest).sum(1).numpy()
-            return boxes, value
-        boxes, _ = model.boxes_by_attention(trace, [tree], np.zeros(len(who), np.int64))
-        unique, where = np.unique(boxes, axis=0, return_inverse=True)
-        vectors = self.embed_boxes(image, unique, maps)
+        boxes, _ = model.boxes_by_attention(trace, trees, which)
+        if model.final_box == "identity":
+            inside = [trees[i].regions[n].proposals for i, n in zip(which, trace.regions, strict=True)]
+            pair = np.repeat(np.arange(len(who)), [len(p) for p in inside])
+            if len(pair):
+                keys = np.stack([which[pair], np.concatenate(inside)], 1)
+                unique, column = np.unique(keys, axis=0, return_inverse=True)
+                column = column.reshape(-1)
+                candidates = np.stack([trees[i].proposals[j] for i, j in unique])
+                vectors = self._embed(maps, candidates, unique[:, 0].copy())
+                likeness = (mine[torch.from_numpy(pair)] * vectors[torch.from_numpy(column)]).sum(1).numpy()
+                best = best_child(likeness, candidates[column], pair, len(who))
+                there = best >= 0
+                boxes[there] = candidates[column[best[there]]]
+        rows = np.concatenate([which[:, None].astype(np.float64), boxes], 1)
+        unique, where = np.unique(rows, axis=0, return_inverse=True)
+        vectors = self._embed(maps, unique[:, 1:], unique[:, 0].astype(np.int64))
         return boxes, (mine * vectors[torch.from_numpy(where.reshape(-1))]).sum(1).numpy()
 
-    def _shrinkage(self, image: int, tree: RegionTree, trace: Trace, pids: Ints, factor: float) -> list[Floats]:
+    def _shrinkage(self, image: int, tree: RegionTree, regions: Ints, pids: Ints, factor: float) -> list[Floats]:
         """(T+1, 3) for each pair whose image shows the person: covered, filled, area."""
         model = self.model
         assert isinstance(model, NPSM)
         boxes, people = self.scenes.people(image)
         whole, rows = area(tree.regions[0].box), []
-        for pid, last in zip(pids, trace.regions, strict=True):
+        for pid, last in zip(pids, regions, strict=True):
             at = np.flatnonzero(people == pid)
             if not len(at):
                 continue

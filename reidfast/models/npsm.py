@@ -218,6 +218,8 @@ class NPSM(RegionEmbedder):
         backbone: See `RegionEmbedder`, which all that is not listed here goes to.
         grid: K.
         hidden: Dh. A 1x1 convolution brings the map to it before regions are pooled (pooling and it commute).
+        normalize: A batch norm without weights before that convolution: features of frozen networks can be far from
+            unit deviation, and the gates would hardly see them.
         steps: T.
         clusters: Children of a region, at most.
         query_in_candidate: See `QueryConvLSTM`.
@@ -238,6 +240,7 @@ class NPSM(RegionEmbedder):
         *,
         grid: int = 14,
         hidden: int = 256,
+        normalize: bool = True,
         steps: int = 3,
         clusters: int = 4,
         query_in_candidate: bool = True,
@@ -258,19 +261,20 @@ class NPSM(RegionEmbedder):
         super().__init__(backbone, **options)
         self.grid, self.steps, self.clusters = grid, steps, clusters
         self.query_form, self.final_box = query_form, final_box
+        self.norm = nn.BatchNorm2d(self.channels, affine=False) if normalize else nn.Identity()
         self.reduce = nn.Conv2d(self.channels, hidden, 1)
         self.cell = QueryConvLSTM(hidden, hidden, query_in_candidate=query_in_candidate, peephole=peephole)
         self.match = nn.Conv2d(1, 4 * hidden, 3, padding=1, bias=False) if correlation else None
         self.channel_weights = nn.Parameter(torch.ones(self.channels)) if correlation else None
         self.attention = nn.Conv2d(hidden, 1, 1)
         if self.match is not None:
-            nn.init.xavier_uniform_(self.match.weight)
+            nn.init.normal_(self.match.weight, std=0.2)
         nn.init.xavier_uniform_(self.attention.weight)
         nn.init.zeros_(self.attention.bias)  # type: ignore[arg-type]
 
     def maps_of(self, features: Tensor) -> SearchMaps:
         """Adds the reduced map."""
-        return SearchMaps(features, self.reduce(features))
+        return SearchMaps(features, self.reduce(self.norm(features)))
 
     def tree(self, proposals: Any, width: float, height: float) -> RegionTree:
         """The nested regions of an image of that size, from proposals (J, 4)."""

@@ -67,7 +67,7 @@ def trace_search(searcher: PersonSearcher, queries: Any, row: int, image: int) -
         maps, tree, factor = searcher.maps([image]), searcher.tree(image), searcher.maps.size(image)[2]
         zero = np.zeros(1, np.int64)
         trace = model.search(maps, [tree], state, zero, zero)
-        box, likeness = searcher.finish(image, maps, tree, trace, state.embedding, zero)
+        box, likeness = searcher.finish(maps, [tree], trace, state.embedding, zero, zero)
     finally:
         model.train(training)
     x1, y1, x2, y2 = one.boxes[0]

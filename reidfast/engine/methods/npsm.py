@@ -305,7 +305,8 @@ class PersonSearchTask(ReidTask):
         else:
             maps = self.model.maps(batch.pixels.to(self.device))
         factor = np.array([self.maps.size(int(i))[2] for i in batch.images])
-        loss, logged = maps.features.new_zeros(()), {}
+        logged: dict[str, Any] = {}
+        loss = maps.features.new_zeros(())
         if self.config.loss.weight:
             loss, logged = self._identity(batch, maps, factor)
             loss = self.config.loss.weight * loss
