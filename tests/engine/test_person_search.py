@@ -247,7 +247,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, scenes):
     pytest.importorskip("lightning", reason="needs the extra [train]")
     from reidfast.models import read_weights
 
-    arguments = [*settings(tmp_path / "whole", scenes, HEAD), "--optim.epochs=3", "--evaluate_every=3"]
+    arguments = [*settings(tmp_path / "whole", scenes, HEAD), "--optim.epochs=2", "--evaluate_every=2"]
     run("npsm", *arguments)
     cut = [a.replace("whole", "cut") if a.startswith("--out") else a for a in arguments]
     process = subprocess.Popen(
@@ -262,7 +262,7 @@ def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, scenes):
     metrics = run("npsm", *cut, "--resume=true")
     a, b = (read_weights(tmp_path / name / "weights.safetensors") for name in ("whole", "cut"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-    assert metrics["history"][-1]["epoch"] == 3
+    assert metrics["history"][-1]["epoch"] == 2
 
 
 def test_settings_that_do_not_fit(tmp_path, scenes):

@@ -403,10 +403,6 @@ class PersonSearchTask(ReidTask):
             out |= {"covered": float(self.last_shrinkage.covered[-1]), "filled": float(self.last_shrinkage.filled[-1])}
         return out
 
-    def transfer_batch_to_device(self, batch: Pairs, device: torch.device, dataloader_idx: int) -> Pairs:
-        """Only the pixels move."""
-        return batch if batch.pixels is None else batch._replace(pixels=batch.pixels.to(device))
-
 
 def load(config: Config) -> SearchData:
     """The person-search set."""
