@@ -15,6 +15,22 @@
 
 #include "csrc/torch/distance_tile.h"
 #include "csrc/torch/op.h"
+#if defined(REID_WITH_CUDA)
+#include <ATen/ops/arange.h>
+#include <ATen/ops/bincount.h>
+#include <ATen/ops/cat.h>
+#include <ATen/ops/constant_pad_nd.h>
+#include <ATen/ops/cumsum.h>
+#include <ATen/ops/linalg_vector_norm.h>
+#include <ATen/ops/reciprocal.h>
+#include <ATen/ops/repeat_interleave.h>
+#include <ATen/ops/searchsorted.h>
+#include <ATen/ops/sort.h>
+#include <ATen/ops/where.h>
+
+#include "csrc/cuda/rerank.h"
+#include "csrc/torch/cuda.h"
+#endif
 
 namespace reidfast {
 namespace {
@@ -475,9 +491,180 @@ std::tuple<Tensor, Tensor> rerank_distances_cpu(const Tensor& query, const Tenso
   return {out, stop.tensor()};
 }
 
+#if defined(REID_WITH_CUDA)
+// Sparse rows made in two runs of `fn(sizes, indptr, columns, values)`, as make_rows does on the CPU. How many entries
+// there are is asked of the device.
+template <typename Fn>
+Csr make_rows_cuda(int64_t n, const Tensor& like, const Fn& fn) {
+  const auto options = like.options();
+  const Tensor sizes = at::zeros({n}, options.dtype(at::kLong));
+  if (n > 0) fn(sizes.mutable_data_ptr<int64_t>(), nullptr, nullptr, nullptr);
+  Csr out;
+  out.indptr = at::constant_pad_nd(at::cumsum(sizes, 0), {1, 0});
+  const int64_t entries = n > 0 ? out.indptr.select(0, n).item().toLong() : 0;
+  out.columns = at::empty({entries}, options.dtype(at::kInt));
+  out.values = at::empty({entries}, options.dtype(at::kFloat));
+  if (entries > 0)
+    fn(nullptr, out.indptr.const_data_ptr<int64_t>(), out.columns.mutable_data_ptr<int32_t>(),
+       out.values.mutable_data_ptr<float>());
+  return out;
+}
+
+cuda::RerankRows cuda_view(const Csr& rows) {
+  return {rows.indptr.const_data_ptr<int64_t>(), rows.columns.const_data_ptr<int32_t>(),
+          rows.values.const_data_ptr<float>()};
+}
+
+// |x| of every item, in double.
+Tensor norms_of(const Tensor& query, const Tensor& gallery) {
+  return at::cat({at::linalg_vector_norm(query, 2, at::IntArrayRef{1}, false, at::kDouble),
+                  at::linalg_vector_norm(gallery, 2, at::IntArrayRef{1}, false, at::kDouble)});
+}
+
+std::tuple<Tensor, Tensor, Tensor> rerank_encode_cuda(
+    const Tensor& ids, const Tensor& distances, const Tensor& largest, const std::optional<Tensor>& query,
+    const std::optional<Tensor>& gallery, const std::optional<Tensor>& q_g, const std::optional<Tensor>& q_q,
+    const std::optional<Tensor>& g_g, std::string_view metric_name, int64_t near, int64_t half, int64_t expand,
+    bool square, bool raw_weights, bool store_half) {
+  const int64_t n = ids.size(0), k = ids.size(1);
+  TORCH_CHECK(ids.scalar_type() == at::kInt && distances.scalar_type() == at::kFloat && ids.is_contiguous() &&
+                  distances.is_contiguous() && distances.sizes() == ids.sizes() && largest.numel() == n &&
+                  largest.scalar_type() == at::kFloat && largest.is_contiguous() && n < (int64_t{1} << 31) - 1,
+              "rerank: expected the results of rerank_neighbours");
+  RerankOptions options;
+  options.near = std::min(near, k), options.half = std::min(half, k), options.expand = expand;
+  options.square = square, options.raw_weights = raw_weights, options.store_half = store_half;
+  const Metric metric = parse_metric(metric_name);
+  options.raw_scale = metric == Metric::kCosine ? 2.0f : 1.0f;
+  TORCH_CHECK(cuda::rerank_sets_shared(options) <= cuda::kRerankSharedLimit,
+              "rerank: k1 is too large for the CUDA kernels, near=", near, ", half=", half);
+  const CudaScope scope(ids);
+
+  cuda::RerankPairs pairs{};
+  Tensor inverse_norm;
+  if (q_g) {
+    check_blocks(*q_g, *q_q, *g_g);
+    pairs.q_g = q_g->const_data_ptr<float>(), pairs.q_q = q_q->const_data_ptr<float>();
+    pairs.g_g = g_g->const_data_ptr<float>();
+    pairs.queries = q_g->size(0), pairs.galleries = q_g->size(1);
+  } else {
+    TORCH_CHECK(query && gallery, "rerank: expected features or distances");
+    check_features(*query, *gallery);
+    pairs.query = query->const_data_ptr<float>(), pairs.gallery = gallery->const_data_ptr<float>();
+    pairs.queries = query->size(0), pairs.galleries = gallery->size(0), pairs.dim = query->size(1);
+    if (metric == Metric::kCosine) {
+      const Tensor norms = norms_of(*query, *gallery);
+      inverse_norm = at::where(norms.gt(0), at::reciprocal(norms), at::zeros_like(norms));
+      pairs.inverse_norm = inverse_norm.const_data_ptr<double>();
+    }
+  }
+  TORCH_CHECK(pairs.queries + pairs.galleries == n, "rerank: expected lists of ", pairs.queries + pairs.galleries,
+              " items, got ", n);
+  const cuda::RerankLists lists{ids.const_data_ptr<int32_t>(), distances.const_data_ptr<float>(),
+                                largest.const_data_ptr<float>(), n, k};
+  const Tensor half_sets = at::empty({n, options.half}, ids.options());
+  const Tensor half_sizes = at::empty({n}, ids.options());
+  cuda::rerank_half_sets(lists, options.half, half_sets.mutable_data_ptr<int32_t>(),
+                         half_sizes.mutable_data_ptr<int32_t>(), scope.stream);
+  Csr v = make_rows_cuda(n, ids, [&](int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values) {
+    cuda::rerank_sets(lists, half_sets.const_data_ptr<int32_t>(), half_sizes.const_data_ptr<int32_t>(), options, sizes,
+                      indptr, columns, scope.stream);
+    if (indptr) cuda::rerank_weights(lists, pairs, options, indptr, columns, values, scope.stream);
+  });
+  if (expand > 1 && n > 0) {
+    const int64_t longest = v.indptr.diff().max().item().toLong();
+    TORCH_CHECK(cuda::rerank_expand_shared(options, longest) <= cuda::kRerankSharedLimit,
+                "rerank: k2 is too large for the CUDA kernels, k2=", expand, " rows of up to ", longest, " items");
+    v = make_rows_cuda(n, ids, [&](int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values) {
+      cuda::rerank_expand(lists, cuda_view(v), options, longest, sizes, indptr, columns, values, scope.stream);
+    });
+  }
+  return {v.indptr, v.columns, v.values};
+}
+
+std::tuple<Tensor, Tensor> rerank_settle_cuda(const Tensor& query, const Tensor& gallery, const Tensor& ids,
+                                              const Tensor& distances, int64_t keep, std::string_view metric_name,
+                                              bool square) {
+  check_features(query, gallery);
+  const bool cosine = parse_metric(metric_name) == Metric::kCosine;
+  const int64_t n = ids.size(0), k = ids.size(1);
+  TORCH_CHECK(n == query.size(0) + gallery.size(0) && ids.scalar_type() == at::kInt && ids.is_contiguous() &&
+                  distances.scalar_type() == at::kFloat && distances.is_contiguous() &&
+                  distances.sizes() == ids.sizes(),
+              "rerank: expected the results of rerank_neighbours");
+  TORCH_CHECK_VALUE(keep >= 0 && keep <= k, "rerank: expected at most ", k, " entries to keep, got ", keep);
+  TORCH_CHECK(cuda::rerank_settle_shared(k) <= cuda::kRerankSharedLimit,
+              "rerank: k1 is too large for the CUDA kernels");
+  const CudaScope scope(ids);
+  const Tensor norm = norms_of(query, gallery);
+  cuda::RerankPairs pairs{};
+  pairs.query = query.const_data_ptr<float>(), pairs.gallery = gallery.const_data_ptr<float>();
+  pairs.queries = query.size(0), pairs.galleries = gallery.size(0), pairs.dim = query.size(1);
+  const Tensor out_ids = at::empty({n, keep}, ids.options()), out_distances = at::empty({n, keep}, distances.options());
+  cuda::rerank_settle({ids.const_data_ptr<int32_t>(), distances.const_data_ptr<float>(), nullptr, n, k}, pairs,
+                      norm.const_data_ptr<double>(), keep, cosine, square, out_ids.mutable_data_ptr<int32_t>(),
+                      out_distances.mutable_data_ptr<float>(), scope.stream);
+  return {out_ids, out_distances};
+}
+
+void check_rows_cuda(const Tensor& indptr, const Tensor& columns, const Tensor& values) {
+  TORCH_CHECK(indptr.scalar_type() == at::kLong && columns.scalar_type() == at::kInt &&
+                  values.scalar_type() == at::kFloat && indptr.is_contiguous() && columns.is_contiguous() &&
+                  values.is_contiguous() && indptr.numel() >= 1 && values.numel() == columns.numel() &&
+                  columns.device() == indptr.device() && values.device() == indptr.device(),
+              "rerank: expected sparse rows of int64, int32 and float32 on one device");
+}
+
+std::tuple<Tensor, Tensor, Tensor> rerank_jaccard_cuda(const Tensor& indptr, const Tensor& columns,
+                                                       const Tensor& values, int64_t rows, int64_t first,
+                                                       bool store_half) {
+  check_rows_cuda(indptr, columns, values);
+  const int64_t n = indptr.numel() - 1, targets = n - first;
+  TORCH_CHECK_VALUE(rows >= 0 && rows <= n && first >= 0 && first <= n, "rerank: rows out of range");
+  const CudaScope scope(indptr);
+  // by column: a stable sort keeps rows ascending within a column
+  const Tensor bounds = indptr.slice(0, first, n + 1);
+  const Tensor late = columns.slice(0, bounds.select(0, 0).item().toLong());
+  auto [by_column, order] = at::sort(late, /*stable=*/true, /*dim=*/0, /*descending=*/false);
+  const Tensor owner = at::repeat_interleave(at::arange(targets, columns.options()), bounds.diff(), 0, late.numel());
+  const Csr inverse{at::searchsorted(by_column, at::arange(n + 1, columns.options())),
+                    owner.index_select(0, order).contiguous(),
+                    values.slice(0, values.numel() - late.numel()).index_select(0, order).contiguous()};
+  const Tensor scratch = at::zeros({cuda::rerank_jaccard_scratch(rows, targets)}, columns.options().dtype(at::kByte));
+  const Csr v{indptr, columns, values};
+  const Csr out =
+      make_rows_cuda(rows, columns, [&](int64_t* sizes, const int64_t* starts, int32_t* others, float* distances) {
+        cuda::rerank_jaccard(cuda_view(v), cuda_view(inverse), rows, targets, store_half, scratch.mutable_data_ptr(),
+                             sizes, starts, others, distances, scope.stream);
+      });
+  return {out.indptr, out.columns, out.values};
+}
+
+void rerank_final_cuda(const Tensor& d, const Tensor& largest, const Tensor& indptr, const Tensor& columns,
+                       const Tensor& values, double lambda, bool square, bool blend_raw, bool store_half) {
+  check_rows_cuda(indptr, columns, values);
+  TORCH_CHECK(d.dim() == 2 && d.scalar_type() == at::kFloat && d.is_contiguous() && indptr.numel() == d.size(0) + 1 &&
+                  largest.numel() >= d.size(0) && largest.scalar_type() == at::kFloat && largest.is_contiguous() &&
+                  largest.device() == d.device() && indptr.device() == d.device(),
+              "rerank: expected contiguous float32 distances (Q, G), and one sparse row and one largest distance per "
+              "query");
+  const CudaScope scope(d);
+  RerankOptions options;
+  options.square = square, options.store_half = store_half;
+  float rest = static_cast<float>(1.0 - lambda);
+  if (store_half) rest = static_cast<float>(static_cast<c10::Half>(rest));
+  cuda::rerank_final(d.mutable_data_ptr<float>(), d.size(0), d.size(1), largest.const_data_ptr<float>(),
+                     static_cast<float>(lambda), rest, blend_raw, options, cuda_view({indptr, columns, values}),
+                     scope.stream);
+}
+#endif
+
 }  // namespace
 
 TORCH_LIBRARY_FRAGMENT(reidfast, m) {
+  m.def(
+      "rerank_final_(Tensor(a!) d, Tensor largest, Tensor indptr, Tensor columns, Tensor values, float lambda_, bool "
+      "square, bool blend_raw, bool store_half) -> ()");
   m.def(
       "rerank_neighbours(Tensor query, Tensor gallery, int k, str metric, bool square, int part, int parts) -> "
       "(Tensor, Tensor, Tensor, Tensor, Tensor)");
@@ -506,5 +693,14 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("rerank_jaccard", rerank_jaccard_cpu);
   m.impl("rerank_distances", rerank_distances_cpu);
 }
+
+#if defined(REID_WITH_CUDA)
+TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
+  m.impl("rerank_settle", rerank_settle_cuda);
+  m.impl("rerank_encode", rerank_encode_cuda);
+  m.impl("rerank_jaccard", rerank_jaccard_cuda);
+  m.impl("rerank_final_", rerank_final_cuda);
+}
+#endif
 
 }  // namespace reidfast

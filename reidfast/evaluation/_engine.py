@@ -3,8 +3,10 @@
 """The four things evaluation asks of a device: distances of listed pairs, counts, nearest rows, histograms.
 
 On the CPU the compiled ops serve (csrc/torch/evaluation.cpp); the functions here state the same in plain torch, tile by
-tile, and serve CUDA devices and builds without the compiled part. Lists per query are CSR on the CPU. Where a gallery
-is given in chunks, columns count on from chunk to chunk: ``first`` is the column of a chunk's first row.
+tile, and serve CUDA devices and builds without the compiled part. On CUDA the same functions run on the Triton kernels
+(reidfast/ops/triton/ranking.py), which make their tiles of distances; ranking goes further (_streaming.py). Lists per
+query are CSR on the CPU. Where a gallery is given in chunks, columns count on from chunk to chunk: ``first`` is the
+column of a chunk's first row.
 
 ``status`` is int64 [3] on the CPU: side (0 query, 1 gallery), kind (0 fine, 1 NaN or inf, 2 too large), row. On CUDA it
 is always fine: looking would synchronise; ``validate=True`` looks beforehand.
@@ -13,8 +15,12 @@ is always fine: looking would synchronise; ``validate=True`` looks beforehand.
 from __future__ import annotations
 
 import contextlib
+import contextvars
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -62,16 +68,24 @@ class BadRowError(Exception):
         self.status = torch.tensor([side, kind, row])
 
 
+# The Triton kernels while a function below runs on them (`_on_kernels`): they pack rows and make tiles of distances.
+_kernels: contextvars.ContextVar[Any] = contextvars.ContextVar("kernels", default=None)
+
+
 @dataclass
 class _Packed:
     data: Tensor  # [padded rows, D], normalised for cosine
     square: Tensor  # [padded rows]
     n: int
+    rows: Any = None  # the same as the kernels pack it
 
 
 def _pack(
     x: Tensor, rows: Tensor | None, metric: int, dtype: torch.dtype, pad: int, side: int, base: int = 0
 ) -> _Packed:
+    if (kernels := _kernels.get()) is not None and dtype == torch.float32:
+        packed = kernels.pack(x, rows, metric == COSINE, "float32", pad=pad)
+        return _Packed(packed.data[0], packed.stats[0], packed.n, packed)
     x = x if rows is None else x[rows.to(x.device)]
     wide = x.double()
     square = wide.square().sum(1)
@@ -103,6 +117,8 @@ def _check_rows(
 
 
 def _tile(q: _Packed, i: int, height: int, g: _Packed, j: int, width: int, metric: int) -> Tensor:
+    if q.rows is not None:
+        return _kernels.get().dense(q.rows.part(i, height), g.rows.part(j, width), metric)
     a, b = q.data[i : i + height], g.data[j : j + width]
     c = a[:, :CHUNK] @ b[:, :CHUNK].T
     for k in range(CHUNK, a.shape[1], CHUNK):
@@ -342,11 +358,58 @@ def _keep_smallest(values: Tensor, columns: Tensor, k: int) -> tuple[Tensor, Ten
     return values.gather(1, place), columns.gather(1, place)
 
 
+def _nearest_on_kernels(
+    query: Tensor, gallery: Tensor, rows: Tensor | None, metric: int, first: int, exclude_ptr: Tensor, exclude: Tensor,
+    values: Tensor, columns: Tensor, filled: Tensor,
+) -> bool:  # fmt: skip
+    """`nearest_features` by the kernel that selects in the product's epilogue; False where that does not take it.
+
+    What a query must not find is found too and dropped afterwards, hence longer lists.
+    """
+    kernels, k = _kernels.get(), values.shape[1]
+    most = int(exclude_ptr.diff().max()) if len(exclude_ptr) > 1 else 0
+    if kernels is None or values.dtype != torch.float32 or k + most > kernels.MAX_K:
+        return False
+    device = values.device
+    left_out = torch.full((len(query), most), -1, dtype=torch.int64)
+    sizes = exclude_ptr.diff()
+    entry = torch.arange(len(exclude)) - torch.repeat_interleave(exclude_ptr[:-1], sizes)
+    left_out[torch.repeat_interleave(torch.arange(len(query)), sizes), entry] = exclude
+    left_out = left_out.to(device)
+    used = torch.arange(k, device=device) < filled.to(device)[:, None]
+    values.masked_fill_(~used, torch.inf)
+    columns.masked_fill_(~used, -1)
+    height = 8192
+    packed = kernels.pack(query, None, metric == COSINE, "float32")
+    n = len(gallery) if rows is None else len(rows)
+    step = max(1, (1 << 30) // (4 * query.shape[1]) // kernels.TILE) * kernels.TILE
+    for g0 in range(0, n, step):
+        if rows is None:
+            part = kernels.pack(gallery[g0 : g0 + step], None, metric == COSINE, "float32")
+        else:
+            part = kernels.pack(gallery, rows[g0 : g0 + step], metric == COSINE, "float32")
+        for q0 in range(0, packed.n, height):
+            here = slice(q0, min(q0 + height, packed.n))
+            d, row = kernels.nearest(packed.part(q0, height), part, metric, min(k + most, part.n))
+            column = torch.where(row >= 0, row + (first + g0), -1)
+            for i in range(most):
+                column.masked_fill_(column == left_out[here, i : i + 1], -1)
+            d = torch.cat([values[here], d.masked_fill(column < 0, torch.inf)], 1)
+            column = torch.cat([columns[here], column], 1)
+            by_column = torch.where(column < 0, torch.iinfo(torch.int64).max, column).argsort(dim=1, stable=True)
+            best, order = d.gather(1, by_column).sort(dim=1, stable=True)
+            values[here], columns[here] = best[:, :k], column.gather(1, by_column).gather(1, order)[:, :k]
+    filled.copy_((columns >= 0).sum(1))
+    return True
+
+
 def nearest_features(
     query: Tensor, gallery: Tensor, rows: Tensor | None, metric: int, first: int, exclude_ptr: Tensor, exclude: Tensor,
     block_queries: int, block_gallery: int, values: Tensor, columns: Tensor, filled: Tensor,
 ) -> Tensor:  # fmt: skip
     """Merges this chunk into the k nearest so far: values, columns [Q, k], of which filled [Q] are in use."""
+    if _nearest_on_kernels(query, gallery, rows, metric, first, exclude_ptr, exclude, values, columns, filled):
+        return fine()
     height, width = tile_shape(len(query), query.device.type)
     k = values.shape[1]
     used = torch.arange(k, device=values.device) < filled.to(values.device)[:, None]
@@ -444,20 +507,43 @@ def single_shot(
     return out
 
 
-_REASON = "evaluation runs as torch products and a counting kernel, in tiles, on CUDA devices"
+def _on_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The same on the Triton kernels: float32 rows are packed and multiplied by them."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        from reidfast.ops.triton import ranking  # imported by the first call, not with the package
+
+        token = _kernels.set(ranking)
+        try:
+            return function(*args)
+        finally:
+            _kernels.reset(token)
+
+    return call
 
 
-def _dispatch(name: str, reference: object) -> Dispatch:
-    return Dispatch(f"eval_{name}", reference=reference, triton_reason=_REASON, native_cuda=False)  # type: ignore[arg-type]
+TRITON_REASON = "" if find_spec("triton") is not None else "Triton is not installed (pip install triton)"
+_MATRIX_REASON = "works on distances, not on features; torch and a counting kernel serve CUDA devices"
+
+
+def _dispatch(name: str, reference: Callable[..., Any], features: bool = True) -> Dispatch:
+    return Dispatch(
+        f"eval_{name}",
+        reference=reference,
+        triton=_on_kernels(reference) if features and not TRITON_REASON else None,
+        triton_reason=TRITON_REASON if features else _MATRIX_REASON,
+        native_cuda=False,
+    )
 
 
 PAIR_DISTANCES = _dispatch("pair_distances", pair_distances)
 COUNT_FEATURES = _dispatch("count_features", count_features)
-COUNT_DISTANCES = _dispatch("count_distances", count_distances)
-SORT_PAIRS = _dispatch("sort_pairs", sort_pairs)
-RANK_MATRIX = _dispatch("rank_matrix", rank_matrix)
+COUNT_DISTANCES = _dispatch("count_distances", count_distances, features=False)
+SORT_PAIRS = _dispatch("sort_pairs", sort_pairs, features=False)
+RANK_MATRIX = _dispatch("rank_matrix", rank_matrix, features=False)
 NEAREST_FEATURES = _dispatch("nearest_features", nearest_features)
-SORT_NEAREST = _dispatch("sort_nearest", sort_nearest)
+SORT_NEAREST = _dispatch("sort_nearest", sort_nearest, features=False)
 HISTOGRAM_FEATURES = _dispatch("histogram_features", histogram_features)
 DENSE_DISTANCES = _dispatch("dense_distances", dense_distances)
-SINGLE_SHOT = _dispatch("single_shot", single_shot)
+SINGLE_SHOT = _dispatch("single_shot", single_shot, features=False)

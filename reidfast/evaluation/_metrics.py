@@ -44,6 +44,8 @@ class Ranking(NamedTuple):
         valid: bool (Q,), whether a query has a match that counts.
         skipped: int64, indices of the queries that have none.
         bounds: (worst, best) mean average precision over all orders of tied distances; equal without ties.
+        ambiguous: With ``precision="certified"``, the share of the pairs of query and non-match that the low-precision
+            pass could not decide and the float32 routine did; else 0.
     """
 
     cmc: Floats
@@ -55,6 +57,7 @@ class Ranking(NamedTuple):
     valid: NDArray[np.bool_]
     skipped: Ints
     bounds: tuple[float, float]
+    ambiguous: float = 0.0
 
 
 @dataclass

@@ -2,14 +2,16 @@
 # Copyright (c) 2026 the reidfast authors
 """The steps of re-ranking by device and backend.
 
-On the CPU the compiled ops serve (csrc/torch/rerank.cpp). The functions here state the same in plain torch and numpy,
-row block by row block; they serve builds without the compiled part, and on CUDA the two steps that cost a matrix
-product (neighbours, final distances). Sets and Jaccard distances are always made on the CPU. Sparse rows are
-(indptr int64, columns int32, values float32).
+On the CPU the compiled ops serve (csrc/torch/rerank.cpp). On CUDA the neighbours come from the kernel that selects in
+the product's epilogue (reidfast/ops/triton/ranking.py), sets and Jaccard distances from csrc/cuda/rerank.cu; where
+those cannot serve (no CUDA in this build, very large k1), sets are made on the CPU. The functions here state all steps
+in plain torch and numpy, row block by row block; they serve builds without the compiled part. Sparse rows are (indptr
+int64, columns int32, values float32).
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reidfast.evaluation import _engine
+from reidfast.ops import _extension
 from reidfast.ops._backends import Dispatch
 
 __all__ = ["DISTANCES", "ENCODE", "JACCARD", "NEIGHBOURS", "NEIGHBOURS_FROM_DISTANCES", "SETTLE"]
@@ -120,6 +123,46 @@ def settle(
                 distances[i, begin:end] = value * value if square else value
             begin = end
     return ids[:, :keep].contiguous(), distances[:, :keep].contiguous()
+
+
+def neighbours_on_kernels(
+    query: Tensor, gallery: Tensor, k: int, metric: str, square: bool, part: int, parts: int
+) -> tuple[Tensor, ...]:
+    """`neighbours` on CUDA: selection in the epilogue of the product, blocks of rows against all items."""
+    from reidfast.ops.triton import ranking
+
+    if k > ranking.MAX_K:
+        return neighbours(query, gallery, k, metric, square, part, parts)
+    number, cosine, device = _METRICS[metric], metric == "cosine", query.device
+    n, step = len(query) + len(gallery), 8192
+    ids = torch.full((n, k), -1, dtype=torch.int32, device=device)
+    values = torch.full((n, k), torch.inf, device=device)
+    largest = torch.zeros(n, device=device)
+    items = torch.arange(n, device=device)
+    packed = [ranking.pack(x, None, cosine, "float32") for x in (query, gallery) if len(x)]
+    blocks = [(side, i) for side, x in enumerate(packed) for i in range(0, x.n, step)]
+    for side, begin in blocks[part::parts]:
+        some = packed[side].part(begin, step)
+        own = items[begin : begin + some.n] + (packed[0].n if side else 0)
+        found = [ranking.nearest(some, x, number, min(k, x.n), farthest=True) for x in packed]
+        firsts = [0, packed[0].n]
+        d = torch.cat([values for values, _, _ in found], 1).clamp_min(0)
+        item = torch.cat(
+            [torch.where(r >= 0, r + first, n) for (_, r, _), first in zip(found, firsts, strict=False)], 1
+        )
+        top = torch.stack([t for _, _, t in found]).amax(0).clamp_min(0)
+        d, top = (d * d, top * top) if square else (d, top)
+        # The item itself stands first, found or not; other ties go to the lowest item.
+        d = torch.cat([torch.zeros_like(d[:, :1]), d.masked_fill(item == own[:, None], torch.inf)], 1)
+        item = torch.cat([own[:, None], item.masked_fill(item == own[:, None], n)], 1)
+        order_id = torch.cat([torch.full_like(own[:, None], -1), item[:, 1:]], 1)
+        order = order_id.argsort(dim=1, stable=True)
+        order = order.gather(1, d.gather(1, order).argsort(dim=1, stable=True))[:, :k]
+        item = item.gather(1, order)
+        ids[own] = torch.where(item < n, item, -1).int()
+        values[own] = d.gather(1, order)
+        largest[own] = top
+    return ids, values, largest, query.new_empty(0, 0), _engine.fine()
 
 
 def merge_neighbours(ids: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
@@ -256,6 +299,27 @@ def jaccard(indptr: Tensor, columns: Tensor, values: Tensor, rows: int, first: i
     return _csr(out_rows, out_values)
 
 
+def final_op(device: torch.device) -> Callable[..., None] | None:
+    """The kernel that turns base distances into final ones in place, or None where it was not built."""
+    return torch.ops.reidfast.rerank_final_.default if device.type == "cuda" and _extension.has_cuda else None
+
+
+# What the CUDA kernels hold in shared memory: a neighbourhood with all that may join it, and `expand` of those.
+_SHARED_SET, _SHARED_EXPANSION = 16384, 8192
+
+
+def exact_on(device: torch.device) -> torch.device:
+    """Where lists of items on ``device`` are settled: there, or on the CPU where this build has no CUDA kernels."""
+    return device if device.type == "cpu" or SETTLE.serving(device.type) == "native" else torch.device("cpu")
+
+
+def sets_on(device: torch.device, near: int, half: int, expand: int) -> str:
+    """Where the sets of items on ``device`` are made: "cuda" where the kernels serve and hold them, else "cpu"."""
+    joined = near * (half + 1)
+    fits = joined <= _SHARED_SET and (expand <= 1 or expand * joined <= _SHARED_EXPANSION)
+    return "cuda" if device.type == "cuda" and fits and ENCODE.serving("cuda") == "native" else "cpu"
+
+
 def distances(
     query: Tensor,
     gallery: Tensor,
@@ -272,6 +336,11 @@ def distances(
 ) -> tuple[Tensor, Tensor]:
     """Final distances (Q, G), and status."""
     base, status = (q_g, _engine.fine()) if q_g is not None else _base(query, gallery, metric)
+    if (op := final_op(base.device)) is not None:
+        base = base.contiguous().clone() if q_g is not None else base.contiguous()
+        rows = (t.to(base.device) for t in (largest, indptr, columns, values))
+        op(base, *rows, lambda_, square, blend_raw, store_half)
+        return base, status
     top = largest[: len(base), None].to(base.device)
     if not blend_raw:
         powered = base * base if square else base
@@ -284,14 +353,20 @@ def distances(
     return (jaccard_part * rest).float() + base.float() * lambda_, status
 
 
-NEIGHBOURS = Dispatch("rerank_neighbours", reference=neighbours, triton_reason="no Triton kernel", native_cuda=False)
-SETTLE = Dispatch("rerank_settle", reference=settle, triton_reason="no Triton kernel", native_cuda=False)
+NEIGHBOURS = Dispatch(
+    "rerank_neighbours",
+    reference=neighbours,
+    triton=None if _engine.TRITON_REASON else neighbours_on_kernels,
+    triton_reason=_engine.TRITON_REASON,
+    native_cuda=False,
+)
+SETTLE = Dispatch("rerank_settle", reference=settle, triton_reason="no Triton kernel")
 NEIGHBOURS_FROM_DISTANCES = Dispatch(
     "rerank_neighbours_from_distances",
     reference=neighbours_from_distances,
     triton_reason="no Triton kernel",
     native_cuda=False,
 )
-ENCODE = Dispatch("rerank_encode", reference=encode, triton_reason="no Triton kernel", native_cuda=False)
-JACCARD = Dispatch("rerank_jaccard", reference=jaccard, triton_reason="no Triton kernel", native_cuda=False)
+ENCODE = Dispatch("rerank_encode", reference=encode, triton_reason="no Triton kernel")
+JACCARD = Dispatch("rerank_jaccard", reference=jaccard, triton_reason="no Triton kernel")
 DISTANCES = Dispatch("rerank_distances", reference=distances, triton_reason="no Triton kernel", native_cuda=False)

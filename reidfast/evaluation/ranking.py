@@ -26,6 +26,7 @@ from reidfast.evaluation._inputs import (
 )
 from reidfast.evaluation._metrics import AVERAGE_PRECISIONS, PROTOCOLS, Counted, Floats, Ranking, score
 from reidfast.evaluation._pairs import JUNK, Ints, Pairs, find_pairs, offsets
+from reidfast.evaluation._streaming import Stream, open_stream
 
 PRECISIONS = ("float32", "tf32x3", "certified", "bf16")
 _SHOT_BYTES = 64 << 20  # whole rows of distances kept at a time by the cuhk03 protocol
@@ -70,7 +71,10 @@ def rank(
             trapezoidal AP; "mars_torchreid": gallery without them, AP by steps.
         average_precision: "step", "trapezoid" or "sklearn" (docs/evaluation.md); None takes the protocol's own.
         max_rank: Length of the CMC curve.
-        precision: "float32". "tf32x3", "certified" and "bf16" are for GPUs and not there yet.
+        precision: "float32"; on GPUs also "tf32x3" (float32 operands as two TensorFloat-32 halves each), "bf16"
+            (features rounded to bfloat16 first), and "certified": a TensorFloat-32 pass with an error bound, after
+            which the float32 routine decides the pairs that are too close to call, so that the ranks are those of
+            "float32".
         validate: Look for NaN and inf in CUDA features beforehand, which synchronises. On the CPU that is always looked
             for.
         group: torch.distributed process group over which the gallery is sharded: every rank passes all queries and its
@@ -83,7 +87,7 @@ def rank(
     Raises:
         ValueError: shapes do not fit, a feature is NaN or inf, or no query has a match.
         TypeError: features are not floating point, or ids not integer.
-        NotImplementedError: ``precision`` is not served on this device.
+        NotImplementedError: ``precision`` is not served on this device, for float64, or with protocol "cuhk03".
 
     Notes:
         Ties: by gallery index; ``bounds`` says how much that can matter.
@@ -103,9 +107,11 @@ def rank(
     ranks = ranks_of(op, group)
     with together(ranks):
         problem = Problem.read(op, query, gallery, metric, ranks, validate)
-        if precision != "float32":
+        stream = open_stream(problem, precision)
+        if precision != "float32" and PROTOCOLS[protocol].single_shot:
             raise NotImplementedError(
-                f"{op}: precision {precision!r} is not served on {problem.query.device.type}; use precision='float32'"
+                f"{op}: protocol {protocol!r} needs whole rows of distances, which precision {precision!r} does not "
+                "make; use precision='float32'"
             )
         labels = read_labels(
             op, problem.query.n, problem.gallery.n, query_ids, gallery_ids, query_cameras, gallery_cameras
@@ -113,16 +119,25 @@ def rank(
         pairs = find_pairs(labels)
     _need_matches(op, labels, pairs, ranks)
     with together(ranks):
-        distances = problem.pair_distances(pairs, labels.query)
+        distances = (stream or problem).pair_distances(pairs, labels.query)
     thresholds = _thresholds(pairs, distances, ranks)
     counts = np.zeros((3, len(thresholds.query)), np.int64)
     with together(ranks):
-        _count_features(problem, pairs, thresholds, ranks, counts)
+        if stream is not None:
+            stream.count(pairs, labels, thresholds, counts)
+        else:
+            _count_features(problem, pairs, thresholds, ranks, counts)
     shot = None
     if PROTOCOLS[protocol].single_shot:
         with together(ranks):
             shot = _single_shot_features(problem, labels, pairs, thresholds, ranks, max_rank)
-    return _finish(thresholds, ranks.add(counts), problem.query.n, kind, max_rank, shot)
+    result = _finish(thresholds, ranks.add(counts), problem.query.n, kind, max_rank, shot)
+    return result if precision != "certified" or stream is None else _with_share(result, stream, ranks)
+
+
+def _with_share(result: Ranking, stream: Stream, ranks: Solo) -> Ranking:
+    ambiguous, candidates = ranks.add(np.array([stream.ambiguous, stream.candidates], np.int64))
+    return result._replace(ambiguous=float(ambiguous / max(1, candidates)))
 
 
 def rank_distances(

@@ -170,7 +170,7 @@ def _neighbours(
     op: str, ranks: Solo, x: Tensor, y: Tensor, settings: _Settings
 ) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor | None]:
     """Lists and largest distances of all items; each rank takes part of the product. Base distances where kept."""
-    find, settle = engine.NEIGHBOURS.on[x.device.type], engine.SETTLE.on[x.device.type]
+    find = engine.NEIGHBOURS.on[x.device.type]
     metric, square = settings.variant.metric, settings.square
     size = min(settings.list_size + _SPARE, max(1, len(x) + len(y)))
     with together(ranks):
@@ -181,7 +181,9 @@ def _neighbours(
         gathered = [torch.from_numpy(ranks.concatenate(t.cpu().numpy())).to(x.device) for t in (ids, near, largest)]
         ids, near = engine.merge_neighbours(gathered[0].reshape(shape), gathered[1].reshape(shape))
         largest = gathered[2].reshape(ranks.size, -1).amax(0)
-    ids, near = settle(x, y, ids, near, min(settings.list_size, ids.shape[1]), metric, square)
+    device = engine.exact_on(x.device)
+    lists = [t.to(device).contiguous() for t in (x, y, ids, near)]
+    ids, near = engine.SETTLE.on[device.type](*lists, min(settings.list_size, ids.shape[1]), metric, square)
     return (ids, near, largest), kept if len(kept) else None
 
 
@@ -258,7 +260,7 @@ def rerank(
     settings = _Settings.of(op, options, k1, k2, len(x) + len(y))
     found, kept = _neighbours(op, ranks, x, y, settings)
     v = _encode(found, x, y, settings)
-    jaccard = engine.JACCARD.on["cpu"](*v, q.n, q.n, settings.store_half)
+    jaccard = engine.JACCARD.on[v[0].device.type](*v, q.n, q.n, settings.store_half)
     largest = found[2]
     return _reranked(jaccard, largest[: q.n], lambda_, options, x, y, kept, query)
 
@@ -388,8 +390,10 @@ def _count(op: str, d: Tensor, labels: Labels, single_shot: bool, max_rank: int)
 
 
 def _encode(found: tuple[Tensor, ...], x: Tensor, y: Tensor, settings: _Settings) -> tuple[Tensor, Tensor, Tensor]:
-    ids, near, largest = (t.cpu() for t in found)
-    v = engine.ENCODE.on["cpu"](ids, near, largest, x.cpu(), y.cpu(), None, None, None, *settings.encode_args())
+    device = engine.sets_on(x.device, settings.near, settings.half, settings.expand)
+    where = x.device if device == "cuda" else device
+    lists = [t.to(where).contiguous() for t in found]
+    v = engine.ENCODE.on[device](*lists, x.to(where), y.to(where), None, None, None, *settings.encode_args())
     return v[0], v[1], v[2]
 
 
@@ -403,7 +407,7 @@ def _reranked(
     distances: Tensor | None,
     kind: Any,
 ) -> Reranked:
-    indptr, indices, values = (t.numpy() for t in jaccard)
+    indptr, indices, values = (t.cpu().numpy() for t in jaccard)
     top = largest.cpu().numpy().copy()
     return Reranked(indptr, indices, values, top, lambda_, options, query, gallery, distances, kind)
 
@@ -488,7 +492,8 @@ def jaccard_graph(
     settings = _Settings.of(op, options, k1, k2, n)
     found, _ = _neighbours(op, ranks, x, x[:0], settings)
     v = _encode(found, x, x[:0], settings)
-    indptr, indices, values = (t.numpy() for t in engine.JACCARD.on["cpu"](*v, n, 0, settings.store_half))
+    jaccard = engine.JACCARD.on[v[0].device.type](*v, n, 0, settings.store_half)
+    indptr, indices, values = (t.cpu().numpy() for t in jaccard)
     own = np.repeat(np.arange(n, dtype=indices.dtype), np.diff(indptr)) == indices
     values[own] = 0.0
     graph = scipy.sparse.csr_matrix((values, indices, indptr), shape=(n, n))
