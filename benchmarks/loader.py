@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""A batch of training images in one process: decoded each time, from the cache, and from the cache in one piece."""
+"""A batch of training images in one process: decoded each time, from the cache, and from the cache in one piece; and
+the whole training step that it feeds. Images per second are `batch / time`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +17,8 @@ import torch
 
 from benchmarks.registry import Bench, Step, register
 from reidfast.data import BatchAugment, EvalTransform, ImageCache, ImageDataset, TrainTransform, write_synthetic
+from reidfast.losses import CrossEntropyLoss, TripletLoss
+from reidfast.models import create_model
 
 
 @lru_cache(maxsize=4)
@@ -23,6 +27,38 @@ def _images(height: int, width: int) -> tuple[Any, Any, Any]:
     folder = tempfile.TemporaryDirectory(prefix="reidfast-bench-")
     table = write_synthetic(Path(folder.name) / "people", ids=16, cameras=4, images=4, test=0.0).train
     return folder, table, ImageCache(table, height, width, folder=Path(folder.name) / "cache")
+
+
+def _step(height: int, width: int, device: str) -> Any:
+    """One step of a strong baseline over OSNet x0.25, from a batch of images and identities."""
+    torch.manual_seed(0)
+    model = create_model("strong_baseline", backbone="osnet_x0_25", num_classes=16).to(device)
+    model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3.5e-4)
+    cross_entropy, triplet = CrossEntropyLoss(), TripletLoss(0.3)
+
+    def step(images: torch.Tensor) -> torch.Tensor:
+        labels = torch.arange(len(images), device=images.device) // 4 % 16
+        out = model(images)
+        loss = cross_entropy(out.logits[:, 0], labels) + triplet(out.features, labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def step_providers(shape: dict[str, Any], device: str) -> dict[str, Step]:
+    step = _step(shape["height"], shape["width"], device)
+    ready = providers(shape, device)
+    fixed = ready["reidfast"]()
+
+    def feed(batch: Step) -> Step:
+        return lambda: step(batch())
+
+    wanted = ("decode each time", "cache, image by image", "reidfast")
+    return {"no loading at all": lambda: step(fixed)} | {name: feed(ready[name]) for name in wanted}
 
 
 def providers(shape: dict[str, Any], device: str) -> dict[str, Step]:
@@ -58,5 +94,17 @@ register(
         mode="one batch",
         tests="tests/data",
         quick=("128x64",),
+    )
+)
+
+register(
+    Bench(
+        name="training_step",
+        shapes={"128x64": {"height": 128, "width": 64, "batch": 64}},
+        providers=step_providers,
+        bytes=lambda s: s["batch"] * s["height"] * s["width"] * 3 * 5.0,
+        flops=lambda s: 6.0 * s["batch"] * 20e6,  # OSNet x0.25 at 128 x 64: some 20 million multiply-adds an image
+        mode="loading, forward, backward, Adam",
+        tests="tests/data",
     )
 )

@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return int(stop.code or 0)
     with warnings.catch_warnings():
         warnings.showwarning = _note
+        # Labels are kept read-only; nothing here writes into them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
         try:
             status = args.run(args)
             sys.stdout.flush()
