@@ -20,7 +20,7 @@ from reidfast.evaluation import Detections
 from reidfast.models.npsm import NPSM, QueryState, RegionEmbedder, SearchMaps, Trace
 from reidfast.nn.region_shrinkage import RegionTree, area, best_child, coverage, path_to
 
-__all__ = ["PersonSearcher", "SceneMaps", "Shrinkage", "Sizing", "collect_pairs"]
+__all__ = ["PersonSearcher", "SceneMaps", "Shrinkage", "Sizing", "collect_pairs", "nearest_boxes"]
 
 Ints = NDArray[np.int64]
 IMAGES = 16  # of a chunk, at most
@@ -255,26 +255,7 @@ class PersonSearcher:
                 boxes.append(at / self.maps.size(int(image))[2])
                 features.append(self.embed_boxes(int(image), at))
         everything = Detections(np.concatenate(images), np.concatenate(boxes), None, torch.cat(features))
-        if not one_box:
-            return found, everything
-        rows, owner, nearest = [], [], []
-        start = dict(zip(wanted.tolist(), np.cumsum([0, *(len(b) for b in boxes[:-1])]).tolist(), strict=True))
-        size = {int(i): len(b) for i, b in zip(wanted, boxes, strict=True)}
-        for image, who in collect_pairs(wanted, len(queries), galleries, queries.images):
-            if size[image]:
-                a = start[image]
-                likeness = found[who] @ everything.features[a : a + size[image]].T
-                value, best = likeness.max(1)
-                rows.append(a + best.numpy())
-                owner.append(who)
-                nearest.append(value.numpy())
-        index = np.concatenate(rows)
-        return found, Detections(
-            everything.images[index],
-            everything.boxes[index],
-            queries=np.concatenate(owner),
-            similarities=np.concatenate(nearest),
-        )
+        return found, nearest_boxes(queries, found, everything, galleries) if one_box else everything
 
     @torch.no_grad()
     def search(
@@ -399,6 +380,28 @@ class PersonSearcher:
             areas = np.array([area(b) for b in path])
             rows.append(np.stack([share, share * area(target) / np.maximum(areas, 1e-9), areas / whole], 1))
         return rows
+
+
+def nearest_boxes(
+    queries: Queries, features: Tensor, detections: Detections, galleries: Sequence[Ints] | None = None
+) -> Detections:
+    """Of detections with features, in ascending order of images: the nearest one of each (query, image) searched."""
+    images, starts, counts = np.unique(detections.images, return_index=True, return_counts=True)
+    place = {int(i): (a, n) for i, a, n in zip(images, starts, counts, strict=True)}
+    rows, owner, nearest = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for image, who in collect_pairs(images, len(queries), galleries, queries.images):
+        a, n = place[image]
+        value, best = (features[who] @ detections.features[a : a + n].T).max(1)
+        rows.append(a + best.numpy())
+        owner.append(who)
+        nearest.append(value.numpy())
+    index = np.concatenate(rows)
+    return Detections(
+        detections.images[index],
+        detections.boxes[index],
+        queries=np.concatenate(owner),
+        similarities=np.concatenate(nearest),
+    )
 
 
 class _evaluating:
