@@ -120,7 +120,7 @@ def adapt(task: Any, cache: dict[str, Any]) -> Iterator[tuple[int, Ranking]]:
     prefix = "backbone."
     known = {k.removeprefix(prefix): v for k, v in cache["net"].items() if k.startswith(prefix)}
     before.load_state_dict(known, strict=False)
-    if isinstance(task, PaulTask):
+    if isinstance(task, PaulTask) and config.source_checkpoint is None:
         net.branches.load_state_dict(
             {k.removeprefix("branches."): v for k, v in cache["net"].items() if k.startswith("branches.")}
         )

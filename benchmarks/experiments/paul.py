@@ -48,9 +48,18 @@ ARMS: dict[str, tuple[str, list[str]]] = {
     **{f"scale-{s}": ("paul-osnet", [f"--loss.scale={s}"]) for s in (2, 5, 10, 15, 30)},
     **{f"k-{k}": ("paul-osnet", [f"--loss.k={k}"]) for k in (2, 5, 10, 20)},
     **{f"r-{r}": ("paul-osnet", [f"--loss.r={r}"]) for r in (1, 3, 6)},
+    "learned-adabn": ("paul-osnet", ["--optim.lr=0"]),
+    "learned-both": ("paul-osnet", []),
     "cluster-contrast": ("cluster_contrast", ["--model.neck=backbone"]),
 }
 CONTROLS = ("untrained", "minus mean", "minus camera means", "k-reciprocal", "camera means + k-reciprocal")
+LEARNED = [  # branches and patches of a pre-training on labelled images, `--source`
+    "--model.patches=learned",
+    "--model.branches=new",
+    "--model.dim=256",
+    "--model.embedding=128",
+    "--loss.ipfl_embedding=official",
+]
 CLUSTER = [  # cluster-contrast at the size of the other arms
     "--model.backbone=osnet_x0_25",
     "--model.options={}",
@@ -81,6 +90,12 @@ def settings_of(arm: str, seed: int, options: argparse.Namespace) -> Any:
         "--deterministic=false",
         "--resume=true",
     ]
+    if arm.startswith("learned"):
+        if not options.source:
+            raise SystemExit(
+                f"{arm}: expected --source, a run of `reidfast train paul-source` (see docs/methods/paul.md)"
+            )
+        own = [*LEARNED, f"--source_checkpoint={options.source}", *own]
     mine = options.set if method.startswith("paul") else options.set_cluster
     return parse(method, [*common, *(CLUSTER if method == "cluster_contrast" else []), *own, *mine])
 
@@ -195,28 +210,39 @@ def without(runs: dict[str, list[dict[str, Any]]], pids: set[int]) -> None:
         run["mAP"] = float(np.mean([run["ap"][i] for i in valid]))
 
 
-def table(folder: Path, against: str, leave_out: str | None = None) -> list[str]:
-    """A Markdown table: mean and spread over seeds, and a paired bootstrap over identities against one arm."""
+def summary(folder: Path, against: str, leave_out: str | None = None) -> list[dict[str, Any]]:
+    """Of each arm: the scores of its seeds, and a paired bootstrap over identities against one arm."""
     runs = read(folder)
     if leave_out:
         without(runs, set(load_data(leave_out).query.pids.tolist()))
+    order = [*CONTROLS, *(arm for arm in ARMS if arm in runs), *(arm for arm in runs if arm not in ARMS)]
+    base, rows = runs.get(against), []
+    for arm in dict.fromkeys(arm for arm in order if arm in runs):
+        found = runs[arm]
+        row: dict[str, Any] = {"arm": arm, "seeds": [run["seed"] for run in found]}
+        row |= {key: [round(100 * run[key], 2) for run in found] for key in ("rank1", "mAP")}
+        if base and arm != against:
+            first, second = (np.mean([run["ap"] for run in group], 0) for group in (base, found))
+            d = paired_bootstrap(first, second, base[0]["pids"])
+            row |= {"gain": round(100 * d.mean, 2), "low": round(100 * d.low, 2), "high": round(100 * d.high, 2)}
+            row |= {"p": round(d.p_value, 4), "identities": d.identities}
+        rows.append(row)
+    return rows
+
+
+def table(rows: list[dict[str, Any]], against: str) -> list[str]:
+    """A Markdown table of a summary: mean and spread over seeds, gain over one arm."""
     lines = [
         f"| arm | seeds | rank-1 | mAP | mAP - {against} | 95 % interval | p |",
         "|---|---|---|---|---|---|---|",
     ]
-    order = [*CONTROLS, *(arm for arm in ARMS if arm in runs), *(arm for arm in runs if arm not in ARMS)]
-    base = runs.get(against)
-    for arm in dict.fromkeys(arm for arm in order if arm in runs):
-        found = runs[arm]
-        cells = [arm, str(len(found))]
+    for row in rows:
+        cells = [row["arm"], str(len(row["seeds"]))]
         for key in ("rank1", "mAP"):
-            values = [100 * run[key] for run in found]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}")
-        if base and arm != against:
-            first, second = (np.mean([run["ap"] for run in group], 0) for group in (base, found))
-            d = paired_bootstrap(first, second, base[0]["pids"])
-            cells += [f"{100 * d.mean:+.1f}", f"{100 * d.low:+.1f} .. {100 * d.high:+.1f}", f"{d.p_value:.4f}"]
+            spread = f" ± {statistics.stdev(row[key]):.1f}" if len(row[key]) > 1 else ""
+            cells.append(f"{statistics.mean(row[key]):.1f}{spread}")
+        if "gain" in row:
+            cells += [f"{row['gain']:+.1f}", f"{row['low']:+.1f} .. {row['high']:+.1f}", f"{row['p']:.4f}"]
         else:
             cells += ["", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
@@ -246,6 +272,7 @@ def main(arguments: list[str] | None = None) -> None:
     running.add_argument("--out", type=Path, required=True)
     running.add_argument("--arms", nargs="+", default=["controls", "adabn", "pedal", "ipfl", "both"], metavar="ARM")
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    running.add_argument("--source", help="run of paul-source over the same OSNet, for the arms called learned")
     running.add_argument("--target", default="market751_holdout")
     running.add_argument("--train-ids", type=int, default=0)
     running.add_argument("--height", type=int, default=128)
@@ -263,9 +290,14 @@ def main(arguments: list[str] | None = None) -> None:
     shown.add_argument(
         "--without", metavar="DATA", help="leave out the query identities of a set: settings were chosen on it"
     )
+    shown.add_argument("--json", type=Path, metavar="FILE", help="keep the summary")
     options = parser.parse_args(arguments)
     if options.command == "table":
-        print("\n".join(table(options.out, options.against, options.without)))
+        rows = summary(options.out, options.against, options.without)
+        print("\n".join(table(rows, options.against)))
+        if options.json:
+            settings = json.loads((options.out / "settings.json").read_text())
+            keep(options.json, {"against": options.against, "without": options.without, **settings, "arms": rows})
         return
     options.set = [f"--{item.removeprefix('--')}" for item in options.set]
     options.set_cluster = [f"--{item.removeprefix('--')}" for item in options.set_cluster]

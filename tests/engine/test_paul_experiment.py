@@ -12,7 +12,7 @@ pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 pytest.importorskip("sklearn", reason="needs the extra [train]")
 
-from benchmarks.experiments.paul import main, read, table
+from benchmarks.experiments.paul import main, read
 from reidfast.data import write_synthetic
 from reidfast.models import create_model, save_weights
 
@@ -58,11 +58,18 @@ def test_arms_seeds_and_table(folder, capsys):
     run(folder, "--seeds", "0")
     again, once = json.loads((folder / "out" / "both-0.json").read_text()), json.loads(first)
     assert (again["ap"], again["curve"]) == (once["ap"], once["curve"])  # the same draws
-    lines = table(folder / "out", "adabn")
+    capsys.readouterr()
+    main(["table", "--out", str(folder / "out"), "--json", str(folder / "summary.json")])
+    lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("| both | 2 | ") and ".." in line for line in lines) and len(lines) == 2 + 5 + 3
+    both = next(row for row in json.loads((folder / "summary.json").read_text())["arms"] if row["arm"] == "both")
+    mean = lambda arm: sum(100 * run["mAP"] for run in runs[arm]) / 2  # noqa: E731
+    assert both["gain"] == pytest.approx(mean("both") - mean("adabn"), abs=0.02) and both["low"] <= both["high"]
 
 
 def test_rejects(folder):
+    with pytest.raises(SystemExit, match="learned-both: expected --source"):
+        run(folder, "--seeds", "0", arms="learned-both")
     with pytest.raises(SystemExit, match="expected arms among controls, adabn"):
         run(folder, arms="nothing")
     run(folder, "--seeds", "0", arms="adabn")
