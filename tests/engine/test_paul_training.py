@@ -241,10 +241,14 @@ def test_step_of_cluster_contrast():
     torch.testing.assert_close(task._centres, centres, rtol=1e-4, atol=1e-5)
 
 
-def test_train_ids_keeps_some_identities():
+def test_train_ids_keeps_some_identities_and_whole_takes_all():
     config = parse("paul", [*COMMON, world(2, difficulty=0.7), "--data.train_ids=4"])
     data, whole = module_of("paul").load(config), load("synthetic", None, **config.data.options)
     assert len(set(data.train.pids.tolist())) == 4 and len(data.query) == len(whole.query)
+    config = parse("paul-source", [*COMMON, world(2, difficulty=0.7), "--data.whole=true"])
+    everything = module_of("paul-source").load(config).train
+    assert len(everything) == len(whole.train) + len(whole.query) + len(whole.gallery)
+    assert len(set(everything.pids.tolist())) == 60
 
 
 @pytest.mark.network

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from reidfast.data import ImageCache, ReidData
+from reidfast.data import ImageCache, ReidData, concatenate
 from reidfast.data import load as load_data
 from reidfast.data.images import EvalTransform, ImageDataset
 from reidfast.data.samplers import ShuffleSampler
@@ -40,6 +40,8 @@ class PatchDataConfig:
         name: Of the data set (`reidfast data list`), a .json or a .csv. Its training images are taken without labels.
         root: Where it is; None: REIDFAST_DATA.
         options: Of the reader.
+        whole: Train on the query and gallery images as well, identities of both kept apart, as the published
+            pre-training does with MSMT17. Scores on the same set then say nothing.
         train_ids: Keep the images of this many training identities only, the first in order; 0: all. For short trials.
         height: Of the input.
         width: Of the input.
@@ -54,6 +56,7 @@ class PatchDataConfig:
     name: str = "synthetic"
     root: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
+    whole: bool = False
     train_ids: int = 0
     height: int = 384
     width: int = 128
@@ -400,14 +403,20 @@ def model_options(config: Any) -> dict[str, Any]:
     }
 
 
-def load(config: Config) -> ReidData:
-    """The data set, with the images of `data.train_ids` training identities."""
+def load(config: Any) -> ReidData:
+    """The data set, with the training images that `data.whole` and `data.train_ids` ask for."""
     c = config.data
     data = load_data(c.name, c.root, **c.options)
-    if not c.train_ids:
-        return data
-    kept = np.unique(data.train.pids)[: c.train_ids]
-    return replace(data, train=data.train.select(np.isin(data.train.pids, kept)))
+    train = data.train
+    if getattr(c, "whole", False):
+        tested = concatenate([data.query, data.gallery], offset=False)
+        somebody = (
+            tested.pids >= 0 if data.distractor is None else (tested.pids >= 0) & (tested.pids != data.distractor)
+        )
+        train = concatenate([train, tested.select(somebody)])
+    if c.train_ids:
+        train = train.select(np.isin(train.pids, np.unique(train.pids)[: c.train_ids]))
+    return data if train is data.train else replace(data, train=train)
 
 
 def build(config: Config, data: ReidData) -> tuple[PaulTask, ViewsDataModule]:
