@@ -349,13 +349,17 @@ void histogram_row(const T* d, int64_t n, int prefix_bits, uint64_t prefix, int 
 }
 
 template <typename T>
-void single_shot_row(const T* d, int64_t n, const int32_t* identity, const int32_t* size, int32_t identities, T t,
-                     int64_t column, int32_t own, int64_t max_rank, int32_t* closer, double* pmf, double* chance) {
+void single_shot_closer(const T* d, int64_t n, const int32_t* identity, int32_t identities, T t, int64_t column,
+                        int32_t own, int32_t* closer) {
   for (int32_t i = 0; i < identities; ++i) closer[i] = 0;
   for (int64_t j = 0; j < n; ++j) {
     if (identity[j] < 0 || identity[j] == own) continue;
     closer[identity[j]] += d[j] < t || (d[j] == t && j < column);
   }
+}
+
+void single_shot_chance(const int32_t* closer, const int32_t* size, int32_t identities, int64_t max_rank, double* pmf,
+                        double* chance) {
   // pmf[r] = P(exactly r identities show a closer image), for r < max_rank: a Poisson-binomial, one identity at a time.
   pmf[0] = 1.0;
   for (int64_t r = 1; r < max_rank; ++r) pmf[r] = 0.0;
@@ -377,13 +381,12 @@ void single_shot_row(const T* d, int64_t n, const int32_t* identity, const int32
   template void load_row<S, double>(const S*, int64_t, int64_t, double*, bool*);
 REID_FOR_EACH_FLOAT(INSTANTIATE)
 #undef INSTANTIATE
-#define INSTANTIATE(T)                                                                                              \
-  template void count_row<T>(const T*, int64_t, int64_t, const T*, const int64_t*, int64_t, int64_t*, int64_t*,     \
-                             int64_t*);                                                                             \
-  template void select_below<T>(const T*, int64_t, int64_t, T, T*, int64_t*, int64_t*);                             \
-  template void histogram_row<T>(const T*, int64_t, int, uint64_t, int, int64_t*);                                  \
-  template void single_shot_row<T>(const T*, int64_t, const int32_t*, const int32_t*, int32_t, T, int64_t, int32_t, \
-                                   int64_t, int32_t*, double*, double*);
+#define INSTANTIATE(T)                                                                                          \
+  template void count_row<T>(const T*, int64_t, int64_t, const T*, const int64_t*, int64_t, int64_t*, int64_t*, \
+                             int64_t*);                                                                         \
+  template void select_below<T>(const T*, int64_t, int64_t, T, T*, int64_t*, int64_t*);                         \
+  template void histogram_row<T>(const T*, int64_t, int, uint64_t, int, int64_t*);                              \
+  template void single_shot_closer<T>(const T*, int64_t, const int32_t*, int32_t, T, int64_t, int32_t, int32_t*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 #undef INSTANTIATE

@@ -35,9 +35,12 @@ REID_CPU_DECLARE(
     template <typename T>
     void histogram_row(const T* d, int64_t n, int prefix_bits, uint64_t prefix, int bits, int64_t* histogram);
 
-    // Expected single-gallery-shot rank of one match. d [n] distances, identity [n] in [0, identities) or -1 = leave
-    // out, size [identities] = images of each; t, column: the match; own: its identity.
-    // chance [max_rank] += P(rank <= r + 1). share, pmf: scratch [identities], [max_rank].
-    template <typename T>
-    void single_shot_row(const T* d, int64_t n, const int32_t* identity, const int32_t* size, int32_t identities, T t,
-                         int64_t column, int32_t own, int64_t max_rank, int32_t* closer, double* pmf, double* chance);)
+    // Single-gallery-shot rank of one match: closer [identities] = images of each that are before it. d [n] distances,
+    // identity [n] in [0, identities) or -1 = leave out; t, column: the match; own: its identity.
+    template <typename T> void single_shot_closer(const T* d, int64_t n, const int32_t* identity, int32_t identities,
+                                                  T t, int64_t column, int32_t own, int32_t* closer);
+
+    // chance [max_rank] += P(rank <= r + 1) where one image of each identity is drawn, size [identities] there are and
+    // closer of them before the match. pmf: scratch [max_rank].
+    void single_shot_chance(const int32_t* closer, const int32_t* size, int32_t identities, int64_t max_rank,
+                            double* pmf, double* chance);)

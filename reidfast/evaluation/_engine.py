@@ -481,23 +481,29 @@ def dense_distances(query: Tensor, gallery: Tensor, rows: Tensor | None, metric:
     return out, fine()
 
 
-def single_shot(
-    distances: Tensor, ptr: Tensor, values: Tensor, columns: Tensor, identity: Tensor, sizes: Tensor, own: Tensor,
-    max_rank: int,
-) -> Tensor:  # fmt: skip
-    """Expected single-gallery-shot curve of every query, averaged over its thresholds: [Q, max_rank] float64, CPU."""
-    out = torch.zeros(len(distances), max_rank, dtype=torch.float64)
+def single_shot_closer(
+    distances: Tensor, ptr: Tensor, values: Tensor, columns: Tensor, identity: Tensor, identities: int, own: Tensor
+) -> Tensor:
+    """Images of every identity before each match, in this part of the gallery: [matches, identities] int32, CPU."""
+    out = torch.zeros(len(values), identities, dtype=torch.int32)
     index = torch.arange(distances.shape[1])
     for q in range(len(distances)):
         begin, end = int(ptr[q]), int(ptr[q + 1])
-        if begin == end:
-            continue
         d, t, c = distances[q], values[begin:end, None], columns[begin:end, None]
         counted = (identity >= 0) & (identity != own[q])
         closer = ((d < t) | ((d == t) & (index < c))) & counted
-        share = torch.zeros(end - begin, len(sizes), dtype=torch.float64)
-        share.index_add_(1, identity[counted].long(), closer[:, counted].double())
-        share /= sizes
+        out[begin:end].index_add_(1, identity[counted].long(), closer[:, counted].int())
+    return out
+
+
+def single_shot_chance(closer: Tensor, ptr: Tensor, sizes: Tensor, max_rank: int) -> Tensor:
+    """Expected single-gallery-shot curve of every query, averaged over its matches: [Q, max_rank] float64, CPU."""
+    out = torch.zeros(len(ptr) - 1, max_rank, dtype=torch.float64)
+    for q in range(len(out)):
+        begin, end = int(ptr[q]), int(ptr[q + 1])
+        if begin == end:
+            continue
+        share = closer[begin:end].double() / sizes
         pmf = torch.zeros(end - begin, max_rank, dtype=torch.float64)
         pmf[:, 0] = 1
         for i in range(len(sizes)):
@@ -505,6 +511,15 @@ def single_shot(
             pmf = pmf * (1 - p) + torch.nn.functional.pad(pmf, (1, 0))[:, :-1] * p
         out[q] = pmf.cumsum(1).mean(0)
     return out
+
+
+def single_shot(
+    distances: Tensor, ptr: Tensor, values: Tensor, columns: Tensor, identity: Tensor, sizes: Tensor, own: Tensor,
+    max_rank: int,
+) -> Tensor:  # fmt: skip
+    """Both in one, for a process that holds the whole gallery."""
+    closer = single_shot_closer(distances, ptr, values, columns, identity, len(sizes), own)
+    return single_shot_chance(closer, ptr, sizes, max_rank)
 
 
 def _on_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -547,3 +562,5 @@ SORT_NEAREST = _dispatch("sort_nearest", sort_nearest, features=False)
 HISTOGRAM_FEATURES = _dispatch("histogram_features", histogram_features)
 DENSE_DISTANCES = _dispatch("dense_distances", dense_distances)
 SINGLE_SHOT = _dispatch("single_shot", single_shot, features=False)
+SINGLE_SHOT_CLOSER = _dispatch("single_shot_closer", single_shot_closer, features=False)
+SINGLE_SHOT_CHANCE = _dispatch("single_shot_chance", single_shot_chance, features=False)

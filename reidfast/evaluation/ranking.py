@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,8 +130,7 @@ def rank(
             _count_features(problem, pairs, thresholds, ranks, counts)
     shot = None
     if PROTOCOLS[protocol].single_shot:
-        with together(ranks):
-            shot = _single_shot_features(problem, labels, pairs, thresholds, ranks, max_rank)
+        shot = _single_shot_features(problem, labels, pairs, thresholds, ranks, max_rank)
     result = _finish(thresholds, ranks.add(counts), problem.query.n, kind, max_rank, shot)
     return result if precision != "certified" or stream is None else _with_share(result, stream, ranks)
 
@@ -203,8 +203,7 @@ def rank_distances(
     thresholds, counts = count_matrix(op, d, labels, pairs, ranks)
     shot = None
     if PROTOCOLS[protocol].single_shot:
-        with together(ranks):
-            shot = _single_shot_matrix(op, d, labels, pairs, thresholds, ranks, max_rank)
+        shot = _single_shot_matrix(op, d, labels, pairs, thresholds, ranks, max_rank)
     return _finish(thresholds, ranks.add(counts), d.shape[0], kind, max_rank, shot)
 
 
@@ -352,68 +351,96 @@ class _Identities:
     """Gallery identities numbered 0 .. n-1 over all ranks, for drawing one image of each."""
 
     def __init__(self, labels: Labels, pairs: Pairs, ranks: Solo) -> None:
-        ids = ranks.concatenate(labels.gallery if pairs.kept is None else labels.gallery[pairs.kept])
-        self.ids, index, counts = np.unique(ids, return_inverse=True, return_counts=True)
-        self.index, self.sizes = index.astype(np.int32), counts.astype(np.int32)
+        own = labels.gallery if pairs.kept is None else labels.gallery[pairs.kept]
+        ids, index, counts = np.unique(own, return_inverse=True, return_counts=True)
+        self.ids, place = np.unique(ranks.concatenate(ids), return_inverse=True)
+        self.sizes = np.bincount(place, ranks.concatenate(counts), len(self.ids)).astype(np.int32)
+        self.index = np.searchsorted(self.ids, ids)[index].astype(np.int32)  # of this rank's columns
         place = np.minimum(np.searchsorted(self.ids, labels.query), max(0, len(self.ids) - 1))
         self.own = np.where(self.ids[place] == labels.query, place, -1).astype(np.int32)
 
 
-def _whole_gallery_only(op: str, ranks: Solo) -> None:
-    if ranks.size > 1:
-        raise NotImplementedError(
-            f"{op}: protocol 'cuhk03' needs whole rows and is not served with a sharded gallery; leave out group="
-        )
+def _single_shot(
+    rows: Callable[[int, int], Tensor], span: tuple[int, int], step: int, who: _Identities, thresholds: _Thresholds,
+    ranks: Solo, max_rank: int,
+) -> Floats:  # fmt: skip
+    """Curves of queries [begin, end) from ``rows(q0, q1)``, their distances to this rank's columns.
 
-
-def _shot_rows(d: Tensor, q0: int, who: _Identities, thresholds: _Thresholds, max_rank: int) -> NDArray[np.float64]:
-    ptr, mine = csr_slice(thresholds.ptr, q0, q0 + len(d))
-    curve = _engine.SINGLE_SHOT.on["cpu"](
-        d.cpu().contiguous(), ptr, tensor(thresholds.distance[mine]), tensor(thresholds.column[mine]),
-        tensor(who.index), tensor(who.sizes), tensor(who.own[q0 : q0 + len(d)]), max_rank,
-    )  # fmt: skip
-    return np.asarray(curve.numpy())
+    One process does all for ``step`` queries at a time. Several count what lies before each match in their own part,
+    tell each other the counts that are not zero, and share out the rest by queries.
+    """
+    begin, end = span
+    out = np.zeros((end - begin, max_rank))
+    sizes = tensor(who.sizes)
+    for number, q0 in enumerate(range(begin, end, step)):
+        q1 = min(end, q0 + step)
+        ptr, mine = csr_slice(thresholds.ptr, q0, q1)
+        values, own = tensor(thresholds.distance[mine]), tensor(who.own[q0:q1])
+        columns = tensor(thresholds.column[mine] - thresholds.first)
+        with together(ranks):
+            d = rows(q0, q1).cpu().contiguous()
+        if ranks.size == 1:
+            curve = _engine.SINGLE_SHOT.on["cpu"](d, ptr, values, columns, tensor(who.index), sizes, own, max_rank)
+            out[q0 - begin : q1 - begin] = curve.numpy()
+            continue
+        shape = len(values), len(sizes)
+        count = _engine.SINGLE_SHOT_CLOSER.on["cpu"]
+        closer = count(d, ptr, values, columns, tensor(who.index), len(sizes), own).numpy().reshape(-1)
+        some = np.flatnonzero(closer)
+        where, counts = ranks.concatenate(some), ranks.concatenate(closer[some])
+        if number % ranks.size == ranks.rank:
+            whole = np.bincount(where, counts, shape[0] * shape[1]).astype(np.int32).reshape(shape)
+            curve = _engine.SINGLE_SHOT_CHANCE.on["cpu"](tensor(whole), ptr, sizes, max_rank)
+            out[q0 - begin : q1 - begin] = curve.numpy()
+    return out
 
 
 def _single_shot_features(
     problem: Problem, labels: Labels, pairs: Pairs, thresholds: _Thresholds, ranks: Solo, max_rank: int
 ) -> Floats:
-    _whole_gallery_only(problem.op, ranks)
     who = _Identities(labels, pairs, ranks)
     out = np.zeros((problem.query.n, max_rank))
-    size = torch.empty(0, dtype=problem.dtype).element_size()
-    for q0, query in problem.query_chunks():
-        # The height of the tiles depends on the number of queries: keep to steps that share it.
-        step = max(128, _SHOT_BYTES // max(1, pairs.columns * size) // 128 * 128)
-        for i in range(0, len(query), step):
-            some = query[i : i + step]
+    step = _shot_step(ranks, pairs, thresholds, who)
+    for start, query in problem.query_chunks():
+
+        def rows(q0: int, q1: int, start: int = start, query: Tensor = query) -> Tensor:
+            # The height of the tiles depends on the number of queries: keep to numbers that share it.
+            some = query[q0 - start : q1 - start]
             pad = 33 - len(some) if len(query) > 32 and len(some) <= 32 else 0
             if pad > 0:
                 some = torch.cat([some, some[:1].expand(pad, -1)])
             parts = []
-            for g0, _, gallery, rows in problem.columns(pairs):
-                d, status = _engine.DENSE_DISTANCES.on[problem.device](some, gallery, rows, problem.metric)
-                problem.check(status, q0 + i, g0)
-                parts.append(d)
-            d = torch.cat(parts, 1)[: len(query) - i] if len(parts) > 1 else parts[0][: len(query) - i]
-            out[q0 + i : q0 + i + len(d)] = _shot_rows(d, q0 + i, who, thresholds, max_rank)
-    return out
+            for g0, _, gallery, kept in problem.columns(pairs):
+                d, status = _engine.DENSE_DISTANCES.on[problem.device](some, gallery, kept, problem.metric)
+                problem.check(status, q0, g0)
+                parts.append(d[: q1 - q0])
+            return torch.cat(parts, 1) if parts else torch.empty(q1 - q0, 0, dtype=problem.dtype)
+
+        end = start + len(query)
+        out[start:end] = _single_shot(rows, (start, end), step, who, thresholds, ranks, max_rank)
+    return out if ranks.size == 1 else ranks.add(out)
 
 
 def _single_shot_matrix(
     op: str, d: Tensor, labels: Labels, pairs: Pairs, thresholds: _Thresholds, ranks: Solo, max_rank: int
 ) -> Floats:
-    _whole_gallery_only(op, ranks)
     who = _Identities(labels, pairs, ranks)
-    out = np.zeros((len(d), max_rank))
     dtype = torch.float64 if thresholds.distance.dtype == np.float64 else torch.float32
-    step = max(1, _SHOT_BYTES // (d.shape[1] * 8))
-    for q0 in range(0, len(d), step):
-        some = d[q0 : q0 + step].to(dtype)
-        if pairs.kept is not None:
-            some = some[:, tensor(pairs.kept).to(d.device)]
-        out[q0 : q0 + len(some)] = _shot_rows(some, q0, who, thresholds, max_rank)
-    return out
+
+    def rows(q0: int, q1: int) -> Tensor:
+        some = d[q0:q1].to(dtype)
+        return some if pairs.kept is None else some[:, tensor(pairs.kept).to(d.device)]
+
+    step = _shot_step(ranks, pairs, thresholds, who)
+    out = _single_shot(rows, (0, len(d)), step, who, thresholds, ranks, max_rank)
+    return out if ranks.size == 1 else ranks.add(out)
+
+
+def _shot_step(ranks: Solo, pairs: Pairs, thresholds: _Thresholds, who: _Identities) -> int:
+    """Queries at a time: their distances and, over several processes, their counts within _SHOT_BYTES. Same on all."""
+    columns = ranks.starts(pairs.columns)[1]
+    wide = 8 * columns if ranks.size == 1 else 8 * columns + 12 * len(who.ids) * int(np.diff(thresholds.ptr).max())
+    return max(1 if ranks.size > 1 else 128, _SHOT_BYTES // max(1, wide) // 128 * 128)
 
 
 def _finish(

@@ -17,7 +17,8 @@ from reidfast.evaluation import rank, rank_distances, roc, search
 WORKER = """
 import os, pickle, sys
 import torch.distributed as dist
-from reidfast.evaluation import rank, rank_distances, roc, search
+from reidfast.evaluation import rank, rank_distances, ranking, roc, search
+ranking._SHOT_BYTES = 40_000  # several steps, shared out
 folder, me, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=me, world_size=size)
 group = dist.group.WORLD
@@ -28,6 +29,9 @@ out = [
     rank(x, y[mine], *local, group=group),
     rank(x, y[mine], *local, metric="euclidean", protocol="mars", group=group),
     rank_distances(d[:, mine], *local, group=group),
+    rank(x, y[mine], *local, protocol="cuhk03", group=group),
+    rank(x[:20], y[mine], ids[0][:20], local[1], protocol="cuhk03", group=group),
+    rank_distances(d[:, mine], *local, protocol="cuhk03", max_rank=7, group=group),
     search(x, y[mine], 7, group=group),
     roc(x, y[mine], *local, group=group, points=[0.01, 0.3]),
 ]
@@ -68,15 +72,18 @@ def test_bit_equal_to_one_process(tmp_path, cuts):
         rank(x, y, *given),
         rank(x, y, *given, metric="euclidean", protocol="mars"),
         rank_distances(d, *given),
+        rank(x, y, *given, protocol="cuhk03"),
+        rank(x[:20], y, ids[0][:20], ids[1], protocol="cuhk03"),
+        rank_distances(d, *given, protocol="cuhk03", max_rank=7),
         search(x, y, 7),
         roc(x, y, *given, points=[0.01, 0.3]),
     ]
     assert expected[0].bounds[0] < expected[0].bounds[1]
     for i in range(size):
         out, errors = pickle.loads((tmp_path / f"out{i}.pickle").read_bytes())
-        for a, b in zip(out[:3], expected[:3], strict=True):
+        for a, b in zip(out[:6], expected[:6], strict=True):
             same(a, b)
-        for a, b in zip((*out[3], *out[4]), (*expected[3], *expected[4]), strict=True):
+        for a, b in zip((*out[6], *out[7]), (*expected[6], *expected[7]), strict=True):
             np.testing.assert_array_equal(a, b)
         assert "NaN or inf" in errors[0] and "at most the gallery's 90 rows" in errors[1]
         assert "no identity in common" in errors[2]
