@@ -30,6 +30,7 @@ from ._common import (
     run_extract,
     set_threads,
 )
+from ._launched import extract_together, launched_group, leave, part_of
 
 RANKS = (1, 5, 10, 20)
 
@@ -86,7 +87,8 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--rerank: it has its own metric, leave out --metric {args.metric}")
     if args.rerank and args.by_camera:
         raise ValueError("--by-camera: it ranks pairs of cameras on their own; leave out --rerank")
-    file = features_of(args)
+    group = launched_group(args.device)
+    file = features_of(args, group)
     options = {
         "metric": args.metric,
         "protocol": args.protocol,
@@ -97,28 +99,35 @@ def run(args: argparse.Namespace) -> None:
         "query_expansion": args.query_expansion,
         "rerank": args.rerank,
     }
-    result = score(file, **options)
+    result = score(file, **options, group=group)
     name = title(file, args.features)
     if other is not None:
         if not np.array_equal(other.query.pids, file.query.pids) or not np.array_equal(
             other.query.camids, file.query.camids
         ):
             raise ValueError(f"--compare: expected the same queries in {args.compare[-1]}, in the same order")
-        result["compared"] = {"with": args.compare[-1], **compare(result, score(other, **options), file.query.pids)}
-    if args.by_camera:
+        result["compared"] = {
+            "with": args.compare[-1],
+            **compare(result, score(other, **options, group=group), file.query.pids),
+        }
+    first = group is None or group.rank() == 0
+    if args.by_camera and first:
         result["by_camera"] = by_camera(file, **options)
-    if args.plot:
-        from reidfast.report import plot_cmc
+    if first:
+        if args.plot:
+            from reidfast.report import plot_cmc
 
-        plot_cmc({name: result["cmc"]}, Path(args.plot))
-    if args.json:
-        print_json(result)
-    else:
-        print_result(result, name)
+            plot_cmc({name: result["cmc"]}, Path(args.plot))
+        if args.json:
+            print_json(result)
+        else:
+            print_result(result, name)
+    if group is not None:
+        leave(group)
 
 
-def features_of(args: argparse.Namespace) -> Any:
-    """From the file named, or from images."""
+def features_of(args: argparse.Namespace, group: Any = None) -> Any:
+    """From the file named, or from images; `group`: the processes that share in it."""
     from reidfast.engine import read_features
 
     if args.features is not None:
@@ -132,7 +141,7 @@ def features_of(args: argparse.Namespace) -> Any:
     for name in ("query", "gallery"):
         if not len(data.splits[name]):
             raise ValueError(f"--data: {data.name} has no {name} images to evaluate on")
-    return run_extract(args, data, out)
+    return run_extract(args, data, out) if group is None else extract_together(args, data, out, group)
 
 
 def score(
@@ -146,8 +155,9 @@ def score(
     camera_mean: bool = False,
     query_expansion: int | None = None,
     rerank: bool = False,
+    group: Any = None,
 ) -> dict[str, Any]:
-    """Everything that `--json` prints; fractions, not per cent."""
+    """Everything that `--json` prints; fractions, not per cent. With `group`, each rank takes part of the gallery."""
     from reidfast import evaluation
 
     query, gallery = file.query, file.gallery
@@ -155,13 +165,16 @@ def score(
     start = time.perf_counter()
     asked, found = prepared(file, camera_mean, query_expansion)
     own: dict[str, Any] = {} if rerank else {"metric": metric}
+    part = slice(None) if group is None else part_of(len(gallery), group)
     ranking = (evaluation.rank_reranked if rerank else evaluation.rank)(
         asked,
-        found,
+        found[part],
         query.pids,
-        gallery.pids,
-        *cameras,
+        gallery.pids[part],
+        cameras[0],
+        None if cameras[1] is None else cameras[1][part],
         **own,
+        group=group,
         protocol=protocol,
         average_precision=average_precision,
         max_rank=max_rank,
