@@ -128,12 +128,18 @@ def set_threads(args: argparse.Namespace) -> None:
         torch.set_num_threads(args.threads)
 
 
-def load_data(args: argparse.Namespace) -> Any:
-    """The data set that the arguments name."""
+def load_data(args: argparse.Namespace, *, search: bool = False) -> Any:
+    """The data set that the arguments name; with `search`, person-search sets too."""
     from reidfast import data
 
     options = key_values(args.data_option, "--data-option")
     try:
+        if args.data in data.search_names():
+            if not search:
+                raise ValueError(
+                    f"{args.data} is a set of whole images for person search, which this command is not for"
+                )
+            return data.load_search(args.data, args.root, **options)
         return data.load(args.data, args.root, **options)
     except TypeError as error:
         if "keyword argument" not in str(error):

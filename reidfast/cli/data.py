@@ -47,12 +47,13 @@ def list_names(args: argparse.Namespace) -> None:
     """`reidfast data list`."""
     from reidfast import data
 
-    print_json(data.names()) if args.json else print("\n".join(data.names()))
+    names = sorted(data.names() + data.search_names())
+    print_json(names) if args.json else print("\n".join(names))
 
 
 def summarise(args: argparse.Namespace) -> None:
     """`reidfast data show NAME`."""
-    data = load_data(args)
+    data = load_data(args, search=True)
     if args.json:
         print_json({"name": data.name, "splits": data.summary(), "notes": list(data.notes)})
     else:
@@ -64,7 +65,7 @@ def check_images(args: argparse.Namespace) -> int:
     from reidfast.data import decode
     from reidfast.engine.progress import progress
 
-    data = load_data(args)
+    data = load_data(args, search=True)
     paths = sorted({table.absolute(i) for table in data.splits.values() for i in range(len(table))})
 
     def problem(path: Path) -> str | None:

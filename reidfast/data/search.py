@@ -226,6 +226,11 @@ class SearchData:
     def __post_init__(self) -> None:
         object.__setattr__(self, "galleries", {"all": None, **self.galleries})
 
+    @property
+    def splits(self) -> dict[str, Scenes]:
+        """The images by part."""
+        return {"train": self.train, "gallery": self.gallery}
+
     def gallery_lists(self, name: str | int | None = None) -> tuple[Ints, ...] | None:
         """The lists of that name (None: the default); None where every image is searched for everybody."""
         key = self.default if name is None else str(name)
@@ -236,7 +241,7 @@ class SearchData:
     def summary(self) -> dict[str, dict[str, int]]:
         """Images, boxes, named persons and cameras of each part."""
         table = {}
-        for name, scenes in (("train", self.train), ("gallery", self.gallery)):
+        for name, scenes in self.splits.items():
             named = scenes.pids >= 0
             table[name] = {
                 "images": len(scenes),

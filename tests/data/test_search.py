@@ -299,3 +299,18 @@ def test_pets(tmp_path, monkeypatch):
     for image, searched in zip(data.queries.images, data.gallery_lists(), strict=True):
         assert (np.abs(data.gallery.frames[searched] - data.gallery.frames[image]) >= 70).all()
     assert "frames 1-380" in data.info["split"]
+
+
+def test_command_line(tmp_path, capsys):
+    from reidfast.cli import main
+
+    load_search("synthetic_scenes", tmp_path / "a", **SMALL)
+    options = [f"--data-option={k}={v}" for k, v in SMALL.items()]
+    assert main(["data", "list"]) == 0 and "synthetic_scenes" in capsys.readouterr().out
+    assert main(["data", "show", "synthetic_scenes", "--root", str(tmp_path / "a"), *options]) == 0
+    assert "of 3 persons" in capsys.readouterr().out
+    assert main(["data", "check", "synthetic_scenes", "--root", str(tmp_path / "a"), *options, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["broken"] == []
+    command = ["extract", str(tmp_path / "x.npz"), "--data", "synthetic_scenes", "--model", "color_stripes"]
+    assert main(command) == 2
+    assert "person search" in capsys.readouterr().err
