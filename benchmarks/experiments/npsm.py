@@ -35,8 +35,8 @@ from reidfast.engine.compare import paired_bootstrap
 from reidfast.engine.config import parse
 from reidfast.engine.person_search import PersonSearcher, SceneMaps, Shrinkage, Sizing, nearest_boxes
 from reidfast.engine.training import train
-from reidfast.evaluation import Detections, PersonSearch, person_search
-from reidfast.models import create_model
+from reidfast.evaluation import Detections, PersonSearch, box_iou, person_search
+from reidfast.models import create_model, load_weights
 from reidfast.models.npsm import RegionEmbedder
 
 SCENES = {"ids": 40, "train": 100, "gallery": 40, "cameras": 4}
@@ -47,6 +47,7 @@ ATTENTION = {
 }
 SMALL = {"grid": 14, "hidden": 32, "steps": 3, "clusters": 4}
 SCALE = 2.0
+PETS_GRID = 28  # people there are small: a cell is 27 x 21 pixels of the video
 PROPOSALS: dict[str, tuple[str, dict[str, Any]]] = {
     "objectness": ("objectness", {"count": 150}),
     "simulated": ("simulated", {}),
@@ -135,7 +136,7 @@ def train_attention(arm: str, seed: int, weights: Path, options: argparse.Namesp
     return trained("npsm", arguments, out)
 
 
-def model_of(arm: str, weights: Path, **options: Any) -> RegionEmbedder:
+def model_of(arm: str, weights: Path | None, **options: Any) -> RegionEmbedder:
     """A trained model."""
     head = "two_stage" if arm == "two-stage" else "npsm"
     settings = {**CUT, **options, **({**SMALL, **ATTENTION[arm], **options} if head == "npsm" else {})}
@@ -188,20 +189,24 @@ def run_seed(seed: int, options: argparse.Namespace) -> None:
     for arm in options.arms:
         weights = train_attention(arm, seed, embedding, options)
         for name in ("objectness", "simulated"):
-            path = options.out / f"synthetic-{arm}-{name}-{seed}.json"
-            if path.exists():
-                continue
-            provider, settings = PROPOSALS[name]
-            content = {"arm": f"{arm}, {name}", "data": "synthetic", "seed": seed}
-            for final in ("attention", "identity"):
-                model = model_of(arm, weights, final_box=final)
-                mine = SceneMaps(model, data.gallery, sizing, keep="float16")
-                mine._maps = maps._maps  # the same shallow part
-                searcher = PersonSearcher(model, data.gallery, create_proposals(provider, **settings), maps=mine)
-                found, shrinkage = searcher.search(data.queries, lists)
-                content[f"final box by {final}"] = result(evaluate(data, found), data.queries.pids, shrinkage)
-            keep(path, content)
-            print(path.name, {k: round(v["mAP"], 4) for k, v in content.items() if isinstance(v, dict)}, flush=True)
+            for steps in (3, 2):  # trained with three, searched with three or two
+                mark = "" if steps == 3 else f"-T{steps}"
+                path = options.out / f"synthetic-{arm}-{name}{mark}-{seed}.json"
+                if path.exists():
+                    continue
+                provider, settings = PROPOSALS[name]
+                label = f"{arm}, {name}" + ("" if steps == 3 else f", T = {steps}")
+                content = {"arm": label, "data": "synthetic", "seed": seed}
+                for final in ("attention", "identity"):
+                    model = model_of(arm, weights, final_box=final, steps=steps)
+                    mine = SceneMaps(model, data.gallery, sizing, keep="float16")
+                    mine._maps = maps._maps  # the same shallow part
+                    searcher = PersonSearcher(model, data.gallery, create_proposals(provider, **settings), maps=mine)
+                    found, shrinkage = searcher.search(data.queries, lists)
+                    content[f"final box by {final}"] = result(evaluate(data, found), data.queries.pids, shrinkage)
+                keep(path, content)
+                scores = {k: round(v["mAP"], 4) for k, v in content.items() if isinstance(v, dict)}
+                print(path.name, scores, flush=True)
 
 
 def embed_crops(weights: Path, data: SearchData, boxes: dict[int, np.ndarray]) -> dict[int, torch.Tensor]:
@@ -218,7 +223,7 @@ def embed_crops(weights: Path, data: SearchData, boxes: dict[int, np.ndarray]) -
 
 
 def run_pets(options: argparse.Namespace) -> None:
-    """Trained on rendered scenes only, searched in PETS; and the public detections with OSNet's features."""
+    """Searched in PETS: trained on rendered scenes only, or on the video's first part; the embedding is OSNet's own."""
     data = load_search("pets09_s2l1", every=options.every)
     lists, sizing = data.gallery_lists(), Sizing(0, 0, 2.0)
     path = options.out / "pets-osnet-crops.json"
@@ -242,39 +247,59 @@ def run_pets(options: argparse.Namespace) -> None:
         content["all boxes"] = result(got, data.queries.pids)
         keep(path, content)
         print(path.name, round(got.mean_ap, 4), flush=True)
-    shared: dict[int, Any] = {}
-    for seed in options.seeds:
-        embedding = options.weights if options.untrained else options.out / f"embedding-{seed}" / "weights.safetensors"
-        base = model_of("two-stage", embedding)
-        maps = SceneMaps(base, data.gallery, sizing, keep="float16")
-        maps._maps = shared
-        for name in ("detector", "oracle"):
-            path = options.out / f"pets-two-stage-{name}-{seed}.json"
-            if path.exists():
-                continue
-            searcher = PersonSearcher(base, data.gallery, create_proposals(name), maps=maps)
-            features, everything = searcher.two_stage(data.queries, lists)
-            single = nearest_boxes(data.queries, features, everything, lists)
-            content = {"arm": f"two-stage, {name}", "data": "pets", "seed": seed}
-            content["all boxes"] = result(evaluate(data, everything, features), data.queries.pids)
-            content["one box"] = result(evaluate(data, single), data.queries.pids)
-            keep(path, content)
-            print(path.name, {k: round(content[k]["mAP"], 4) for k in ("all boxes", "one box")}, flush=True)
-        for arm in options.arms:
-            weights = options.out / f"{arm}-{seed}" / "weights.safetensors"
-            path = options.out / f"pets-{arm}-{seed}.json"
-            if path.exists() or not weights.exists():
-                continue
-            content = {"arm": f"{arm}, detector", "data": "pets", "seed": seed}
-            for final in ("attention", "identity"):
-                model = model_of(arm, weights, final_box=final, grid=28)
-                mine = SceneMaps(model, data.gallery, sizing, keep="float16")
-                mine._maps = shared
-                searcher = PersonSearcher(model, data.gallery, create_proposals("detector"), maps=mine)
-                found, shrinkage = searcher.search(data.queries, lists)
-                content[f"final box by {final}"] = result(evaluate(data, found), data.queries.pids, shrinkage)
-            keep(path, content)
-            print(path.name, {k: round(v["mAP"], 4) for k, v in content.items() if isinstance(v, dict)}, flush=True)
+    base = model_of("two-stage", None, backbone_weights=options.weights)
+    maps = SceneMaps(base, data.gallery, sizing, keep="float16")
+    for name in ("detector", "oracle"):
+        path = options.out / f"pets-two-stage-{name}.json"
+        if path.exists():
+            continue
+        searcher = PersonSearcher(base, data.gallery, create_proposals(name), maps=maps)
+        features, everything = searcher.two_stage(data.queries, lists)
+        single = nearest_boxes(data.queries, features, everything, lists)
+        content = {"arm": f"two-stage, {name}", "data": "pets", "seed": 0}
+        content["all boxes"] = result(evaluate(data, everything, features), data.queries.pids)
+        content["one box"] = result(evaluate(data, single), data.queries.pids)
+        keep(path, content)
+        print(path.name, {k: round(content[k]["mAP"], 4) for k in ("all boxes", "one box")}, flush=True)
+    runs = [("rendered scenes", seed, options.out / f"npsm-{seed}") for seed in options.seeds]
+    if options.pets_epochs:
+        runs.append(("PETS, first part", 0, train_pets(options)))
+    for trained_on, seed, folder in runs:
+        path = options.out / f"pets-npsm-{trained_on.split()[0].lower().strip(',')}-{seed}.json"
+        if path.exists() or not (folder / "weights.safetensors").exists():
+            continue
+        content = {"arm": f"npsm trained on {trained_on}, detector", "data": "pets", "seed": seed}
+        for final in ("attention", "identity"):
+            model = model_of("npsm", folder / "weights.safetensors", final_box=final, grid=PETS_GRID)
+            load_weights(model.backbone, options.weights, drop_classifier=True)  # the embedding as it came
+            mine = SceneMaps(model, data.gallery, sizing, keep="float16")
+            mine._maps = maps._maps
+            searcher = PersonSearcher(model, data.gallery, create_proposals("detector"), maps=mine)
+            found, shrinkage = searcher.search(data.queries, lists)
+            content[f"final box by {final}"] = result(evaluate(data, found), data.queries.pids, shrinkage)
+        keep(path, content)
+        print(path.name, {k: round(v["mAP"], 4) for k, v in content.items() if isinstance(v, dict)}, flush=True)
+
+
+def train_pets(options: argparse.Namespace) -> Path:
+    """The attention, trained on the first part of the video."""
+    out = options.out / "attention-pets"
+    arguments = [
+        *common(0, out, options.pets_epochs),
+        "--data.name=pets09_s2l1",
+        f"--data.options={json.dumps({'every': options.every})}",
+        "--data.proposals=detector",
+        "--data.proposal_options={}",
+        f"--model.weights={options.weights}",
+        f"--model.head_options={json.dumps({**CUT, **SMALL, **ATTENTION['npsm'], 'grid': PETS_GRID})}",
+        "--loss.weight=0",
+        "--loss.identity=oim",
+        f"--loss.ramp={options.ramp}",
+        f"--optim.lr={options.lr}",
+        "--optim.backbone_factor=0.0",
+    ]
+    trained("npsm", arguments, out)
+    return out
 
 
 def run_time(options: argparse.Namespace) -> None:
@@ -422,19 +447,17 @@ def figure(options: argparse.Namespace) -> None:
     model = model_of("npsm", options.out / f"npsm-{seed}" / "weights.safetensors")
     proposals = create_proposals("objectness", count=150)
     searcher = PersonSearcher(model, data.gallery, proposals, Sizing(0, 0, SCALE))
-    picked, tried = [], 0
-    for row in range(len(data.queries)):
-        shows = data.gallery.box_images[data.gallery.pids == data.queries.pids[row]]
-        for image in shows[shows != data.queries.images[row]][:1]:
-            made = trace_search(searcher, data.queries, row, int(image))
-            tried += 1
-            from reidfast.evaluation import box_iou
-
-            if made.truth is not None and box_iou(made.box, made.truth) >= 0.5:
-                picked.append(made)
-        if len(picked) >= options.count:
-            break
-    print(f"{len(picked)} of the first {tried} searches found the person; these are drawn")
+    picked, shown, tried = [], set(), 0
+    for row, pid in enumerate(data.queries.pids):
+        shows = data.gallery.box_images[data.gallery.pids == pid]
+        if pid in shown or len(picked) == options.count:
+            continue
+        shown.add(pid)
+        tried += 1
+        made = trace_search(searcher, data.queries, row, int(shows[shows != data.queries.images[row]][0]))
+        if made.truth is not None and box_iou(made.box, made.truth) >= 0.5:
+            picked.append(made)
+    print(f"{len(picked)} of the first {tried} persons were found in the first image that shows them; these are drawn")
     if options.gif:
         animate(picked, options.gif, width=options.width, colors=options.colors)
     if options.png:
@@ -454,7 +477,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.002)
     parser.add_argument("--ramp", type=float, default=1.0)
     parser.add_argument("--every", type=int, default=10, help="frame of PETS that is taken, one in so many")
-    parser.add_argument("--untrained", action="store_true", help="PETS: the embedding as it comes")
+    parser.add_argument("--pets-epochs", type=int, default=6, help="of the attention trained on PETS; 0: leave it out")
     parser.add_argument("--queries", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--images", type=int, nargs="+", default=[10, 20, 40])
     parser.add_argument("--repeats", type=int, default=5)
