@@ -22,6 +22,7 @@ __all__ = ["Search", "animate", "draw_steps", "trace_search"]
 
 Floats = NDArray[np.float64]
 REGION, FOUND, TRUE = (255, 214, 10), (52, 199, 89), (255, 255, 255)
+MARKS = (REGION, FOUND, TRUE, (255, 120, 0), (255, 60, 0), (200, 30, 10), (230, 170, 40), (140, 20, 10))
 GAP = 6
 
 
@@ -102,6 +103,14 @@ def heat(scene: Image.Image, region: Floats, attention: Floats, strength: float 
     return Image.fromarray(np.clip(pixels * shade * (1 - blend) + colour * blend, 0, 255).astype(np.uint8))
 
 
+def _smaller(search: Search, width: int) -> Search:
+    """The same search, drawn `width` pixels wide."""
+    factor = width / search.scene.width
+    scene = search.scene.resize((width, round(search.scene.height * factor)), Image.Resampling.LANCZOS)
+    truth = None if search.truth is None else search.truth * factor
+    return search._replace(scene=scene, regions=search.regions * factor, box=search.box * factor, truth=truth)
+
+
 def _outline(image: Image.Image, box: Floats, colour: tuple[int, int, int], width: int = 2) -> None:
     ImageDraw.Draw(image).rectangle([float(v) for v in box], outline=colour, width=width)
 
@@ -163,27 +172,28 @@ def animate(
         searches: What to show.
         path: The file; it appears whole.
         seconds: Of a frame.
-        width: Of the pictures; None: the scenes' own.
+        width: Of the scenes; None: their own.
         colors: Of the palette: fewer make a smaller file.
     """
     if not searches:
         raise ValueError("animate: expected at least one search, got none")
     pictures, times = [], []
     for search in searches:
-        made = [_beside(search.query, search.scene), *(_beside(search.query, f) for f in frames(search))]
+        small = search if width is None else _smaller(search, width)
+        made = [_beside(small.query, small.scene), *(_beside(small.query, f) for f in frames(small))]
         pictures += made
         times += [int(1000 * seconds)] * (len(made) - 1) + [int(2000 * seconds)]
     size = (max(p.width for p in pictures), max(p.height for p in pictures))
-    if width is not None:
-        size = (width, round(size[1] * width / size[0]))
     sheets = []
     for picture in pictures:
-        sheet = picture.resize((size[0], size[1])) if width is not None else picture
-        if sheet.size != size:
-            full = Image.new("RGB", size, "white")
-            full.paste(sheet, (0, 0))
-            sheet = full
-        sheets.append(sheet.quantize(colors, dither=Image.Dither.NONE))
+        sheet = Image.new("RGB", size, "white")
+        sheet.paste(picture, (0, 0))
+        # a few pixels of outline must not lose their colours to the scene's: they get places in the palette
+        small = sheet.quantize(max(2, colors - len(MARKS)), dither=Image.Dither.NONE)
+        palette = (small.getpalette() or [])[: 3 * max(2, colors - len(MARKS))]
+        table = Image.new("P", (1, 1))
+        table.putpalette(palette + [value for colour in MARKS for value in colour])
+        sheets.append(sheet.quantize(palette=table, dither=Image.Dither.NONE))
     with write_whole(path) as stream:
         sheets[0].save(
             stream, "GIF", save_all=True, append_images=sheets[1:], duration=times, loop=0, optimize=True, disposal=1

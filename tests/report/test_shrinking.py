@@ -61,7 +61,10 @@ def test_pictures(searcher, tmp_path):
     path = tmp_path / "search.gif"
     animate([one], path, width=200)
     with Image.open(path) as gif:
-        assert gif.n_frames >= len(pictures) and gif.width == 200
+        assert gif.n_frames >= len(pictures) and gif.width > 200  # the scene and the query beside it
+        gif.seek(gif.n_frames - 1)
+        colours = {c for _, c in gif.convert("RGB").getcolors(100_000)}
+        assert (52, 199, 89) in colours  # the outline of what was found
     assert path.stat().st_size < 300_000
     with pytest.raises(ValueError, match="at least one search"):
         animate([], path)
