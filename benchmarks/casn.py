@@ -103,13 +103,14 @@ def _cells(s: dict[str, Any]) -> float:
     return float(s["batch"] * s["channels"] * s["height"] * s["width"])
 
 
+MAPS = {
+    "pcb": {"base": "pcb", "batch": 32, "channels": 2048, "height": 24, "width": 8},
+    "ide": {"base": "ide", "batch": 32, "channels": 2048, "height": 16, "width": 8},
+}
 register(
     Bench(
         name="casn_maps",
-        shapes={
-            "pcb": {"base": "pcb", "batch": 32, "channels": 2048, "height": 24, "width": 8},
-            "ide": {"base": "ide", "batch": 32, "channels": 2048, "height": 16, "width": 8},
-        },
+        shapes=MAPS,
         providers=map_providers,
         bytes=lambda s: 4 * 3 * _cells(s),
         flops=lambda s: 5 * _cells(s),
@@ -140,18 +141,18 @@ register(
 
 
 def memory(names: list[str]) -> None:
-    """Prints the peak memory of every provider of the steps."""
+    """Prints the peak memory of every provider."""
     from reidfast.testing import peak_memory
 
     for name in names:
-        shape = STEPS[name]
-        providers = list(step_providers({**_SMALL, "base": "ide", "base_options": {"hidden": 8}}, "cpu"))
-        for provider in providers:
-            setup = f"from benchmarks.casn import step_providers\nstep = step_providers({shape!r}, 'cpu')[{provider!r}]"
+        shape, function = (MAPS[name], "map_providers") if name in MAPS else (STEPS[name], "step_providers")
+        small = {**shape, "batch": 2, "base_options": {}}
+        for provider in globals()[function](small, "cpu"):
+            setup = f"from benchmarks.casn import {function}\nstep = {function}({shape!r}, 'cpu')[{provider!r}]"
             print(f"{name:<18} {provider:<36} {peak_memory(setup, 'step()') / 2**20:8.0f} MiB", flush=True)
 
 
 if __name__ == "__main__":
     import sys
 
-    memory(sys.argv[1:] or [name for name in STEPS if name.startswith("osnet")])
+    memory(sys.argv[1:] or [*MAPS, *(name for name in STEPS if name.startswith("osnet"))])

@@ -5,6 +5,7 @@
     python -m benchmarks.experiments.casn run --weights osnet.npz --out runs/casn-cpu                 on a CPU
     python -m benchmarks.experiments.casn run --preset full --weights resnet50.pth --out runs/casn    on a GPU
     python -m benchmarks.experiments.casn table --out runs/casn-cpu --json results.json
+    python -m benchmarks.experiments.casn measure --runs runs/ide runs/casn-ide
     python -m benchmarks.experiments.casn figure --runs runs/ide runs/casn-ide --png attention.png
 
 Arms over PCB: `ce`, every image once an epoch, cross-entropy alone; `sampler`, the same loss on 8 x 4 batches dealt
@@ -276,9 +277,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
         "ap": [round(float(a), 6) for a in ranking.ap],
         "first": [int(f) for f in ranking.first_match],
         "pids": [int(p) for p in data.query.pids],
-        "consistency": consistency(task.model, data, size, options.pairs, device),
-        "shift": shift_response(task.model, data, size, options.pairs, device),
-        "mass": mass_on_person(task.model, size, 240, device),
+        **measures(task.model, data, size, options.pairs, device),
     }
     with write_whole(path) as stream:
         stream.write((json.dumps(content) + "\n").encode())
@@ -352,17 +351,57 @@ def table(folder: Path, against: str) -> list[str]:
     return lines
 
 
+def trained(run: Path) -> tuple[CASN, tuple[int, int]]:
+    """The network in a folder of `reidfast train`, and the size of its input."""
+    card = json.loads((run / "card.json").read_text())
+    model = create_model(card["model"]["name"], weights=run / "weights.safetensors", **card["model"]["options"])
+    if not isinstance(model, CASN):
+        raise SystemExit(f"{run}: expected a run of casn or casn-ide, got {card['model']['name']}")
+    return model.eval(), (card["size"][0], card["size"][1])
+
+
+def measures(model: CASN, data: ReidData, size: tuple[int, int], pairs: int, device: str) -> dict[str, Any]:
+    """Everything about the attention."""
+    return {
+        "consistency": consistency(model, data, size, pairs, device),
+        "shift": shift_response(model, data, size, pairs, device),
+        "mass": mass_on_person(model, size, 240, device),
+    }
+
+
+def measure(runs: list[Path], pairs: int, path: Path | None) -> None:
+    """Scores and attention of trained networks, on the test identities of the data they were trained with."""
+    found = []
+    for run in runs:
+        metrics = json.loads((run / "metrics.json").read_text())
+        config = metrics["config"]["data"]
+        model, size = trained(run)
+        data = load(config["name"], config["root"], **config["options"])
+        result = {"run": run.name, **metrics, **measures(model, data, size, pairs, "cpu")}
+        found.append(result)
+        c, s, m, scores = result["consistency"], result["shift"], result["mass"], metrics["history"][-1]
+        print(
+            f"{run.name:<16} rank-1 {100 * scores['rank1']:5.1f}  mAP {100 * scores['mAP']:5.1f}  distance of positive "
+            f"and negative pairs, identity {c['identity']['positive']:.3f} {c['identity']['negative']:.3f} pair "
+            f"{c['pair']['positive']:.3f} "
+            f"{c['pair']['negative']:.3f}  follows {100 * s['followed']:3.0f} %  "
+            f"mass {100 * m['mass']:.1f} % (person {100 * m['cells']:.1f} %)",
+            flush=True,
+        )
+    if path:
+        with write_whole(path) as stream:
+            stream.write((json.dumps({"runs": found}) + "\n").encode())
+
+
 def figure(runs: list[Path], png: Path, pairs: int) -> None:
     """Identity attention of trained networks (folders of `reidfast train`) on rendered people, two cameras each."""
     world = World(seed=11, difficulty=0.4)
     shots = [world.render(pid, camid) for pid in range(1, pairs + 1) for camid in (1, 4)]
     shown: dict[str, Any] = {}
     for run in runs:
-        card = json.loads((run / "card.json").read_text())
-        model = create_model(card["model"]["name"], weights=run / "weights.safetensors", **card["model"]["options"])
-        height, width = card["size"]
-        images = torch.stack([normalize(to_float(resize(_picture(s.image), height, width))) for s in shots])
-        shown[run.name] = identity_maps(model.eval(), images).numpy()  # type: ignore[arg-type]
+        model, size = trained(run)
+        images = torch.stack([normalize(to_float(resize(_picture(s.image), *size))) for s in shots])
+        shown[run.name] = identity_maps(model, images).numpy()
     sheet = draw_attention([s.image for s in shots], shown)
     sheet.quantize(128).save(png, optimize=True)
 
@@ -391,7 +430,14 @@ def main(arguments: list[str] | None = None) -> None:
     drawn.add_argument("--runs", nargs="+", type=Path, required=True, help="folders of reidfast train")
     drawn.add_argument("--png", type=Path, required=True)
     drawn.add_argument("--pairs", type=int, default=5)
+    weighed = commands.add_parser("measure", help="scores and attention of trained networks")
+    weighed.add_argument("--runs", nargs="+", type=Path, required=True, help="folders of reidfast train")
+    weighed.add_argument("--pairs", type=int, default=500)
+    weighed.add_argument("--json", type=Path)
     options = parser.parse_args(arguments)
+    if options.command == "measure":
+        measure(options.runs, options.pairs, options.json)
+        return
     if options.command == "figure":
         figure(options.runs, options.png, options.pairs)
         return
