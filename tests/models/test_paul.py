@@ -158,3 +158,19 @@ def test_cluster_contrast_network():
     with pytest.raises(ValueError, match="got Tiny; use neck='new'"):
         ClusterContrast(Tiny(), neck="backbone")
     assert create_model("cluster_contrast", backbone="osnet_x0_25").feature_size == 512
+
+
+@pytest.mark.parametrize("backbone,options", [("mobilenet_v2", {"width": 0.35, "last_stride": 1}), ("resnet18", {})])
+def test_other_backbones(backbone, options):
+    net = create_model("paul", backbone=backbone, backbone_options=options, dim=8, hidden=16).eval()
+    assert net(torch.randn(2, 3, 64, 64)).shape == (2, 48)
+    assert len(net.head_parameters()) == 4
+
+
+def test_autocast_and_gradients():
+    net = PatchNet(Tiny(), parts=2, dim=4, embedding=3).train()
+    with torch.autocast("cpu", torch.bfloat16):
+        features = net(torch.randn(6, 3, 12, 12)).features
+        e = net.project(features)
+    (features.float().sum() + e.float().sum()).backward()
+    assert bool(features.isfinite().all()) and bool(net.backbone.conv.weight.grad.isfinite().all())
