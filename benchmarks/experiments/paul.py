@@ -97,7 +97,7 @@ def settings_of(arm: str, seed: int, options: argparse.Namespace) -> Any:
             )
         own = [*LEARNED, f"--source_checkpoint={options.source}", *own]
     mine = options.set if method.startswith("paul") else options.set_cluster
-    return parse(method, [*common, *(CLUSTER if method == "cluster_contrast" else []), *own, *mine])
+    return parse(method, [*common, *(CLUSTER if method == "cluster_contrast" else []), *mine, *own])
 
 
 def result(ranking: Ranking, pids: Any) -> dict[str, Any]:

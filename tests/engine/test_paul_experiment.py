@@ -37,7 +37,7 @@ def folder(tmp_path_factory):
 
 def run(folder, *more, arms=ARMS):
     start = f"run --weights {folder}/osnet.npz --out {folder}/out --target {folder}/people/all.csv --epochs 1"
-    size = "--height 64 --width 32 --cached --set loss.k=3 data.batch=20 --set-cluster loss.k1=6 loss.k2=2"
+    size = "--height 64 --width 32 --cached --set loss.k=3 data.batch=20 optim.lr=0.01 --set-cluster loss.k1=6 loss.k2=2"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REIDFAST_CACHE", str(folder / "cache"))
         main(shlex.split(f"{start} --arms {arms} {size}") + list(more))
@@ -51,6 +51,8 @@ def test_arms_seeds_and_table(folder, capsys):
     runs = read(folder / "out")
     assert {len(runs[arm]) for arm in ("adabn", "both", "cluster-contrast")} == {2} and len(runs["untrained"]) == 1
     assert runs["both"][0]["mAP"] != runs["both"][1]["mAP"]
+    assert {run["config"]["optim"]["lr"] for run in runs["adabn"]} == {0.0}  # an arm's own settings come last
+    assert {run["config"]["optim"]["lr"] for run in runs["both"]} == {0.01}
     for found in runs.values():
         for content in found:
             assert content["mAP"] == pytest.approx(sum(content["ap"]) / len(content["ap"]), abs=1e-5)

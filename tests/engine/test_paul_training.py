@@ -20,7 +20,8 @@ from reidfast.data import load
 from reidfast.engine.config import parse
 from reidfast.engine.methods import module_of
 from reidfast.engine.training import train
-from reidfast.models import Backbone, list_models, read_weights, register_model
+from reidfast.models import Backbone, create_model, list_models, read_weights, register_model
+from reidfast.nn import FixedPatches
 
 
 class Small(Backbone):
@@ -127,6 +128,21 @@ def test_the_losses_teach_a_random_network_more_than_its_batch_norms_learn(tmp_p
     first = found["adabn"]["before"]["mAP"]
     assert first == found["paul"]["before"]["mAP"]
     assert found["paul"]["history"][-1]["mAP"] > max(first, found["adabn"]["history"][-1]["mAP"]) + 0.03
+
+
+def test_the_network_is_what_the_card_of_the_source_says(source, tmp_path):
+    arguments = [*COMMON[:3], world(2, difficulty=0.7), f"--source-checkpoint={source[0]}", "--model.patches=stripes"]
+    config = parse("paul", arguments)  # the default model is a ResNet-50 of six branches of 256
+    task, _ = module_of("paul").build(config, module_of("paul").load(config))
+    assert task.model.dim == 32 and isinstance(task.model.generator, FixedPatches)
+    again = create_model(task.card()["model"]["name"], **task.card()["model"]["options"])
+    again.load_state_dict(task.model.state_dict())
+    with pytest.raises(ValueError, match="wrong shape|missing"):  # without its card, the settings have to fit
+        (tmp_path / "weights.safetensors").write_bytes((source[0] / "weights.safetensors").read_bytes())
+        config.source_checkpoint = str(tmp_path / "weights.safetensors")
+        config.model.backbone = "small_test_backbone"
+        config.model.options = {}
+        module_of("paul").build(config, module_of("paul").load(config))
 
 
 def test_rate_zero_moves_batch_norm_statistics_only(source, tmp_path):

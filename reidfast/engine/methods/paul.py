@@ -24,7 +24,7 @@ from reidfast.engine.config import OptimConfig, RunConfig
 from reidfast.engine.schedules import warmup_multistep
 from reidfast.engine.task import ReidTask
 from reidfast.losses import IPFL, PEDAL
-from reidfast.models import create_model, load_weights, unfold_batch_norms
+from reidfast.models import create_model, is_trained, load_weights, read_card, unfold_batch_norms
 from reidfast.models.paul import PatchNet
 from reidfast.nn import MemoryBank, gather_rows
 from reidfast.nn.gather import world_size
@@ -162,8 +162,8 @@ class Config(RunConfig):
     """An adaptation.
 
     Args:
-        source_checkpoint: Weights of `reidfast train paul-source` (the file, or the run's folder); None: those of
-            `model.weights`.
+        source_checkpoint: A run of `reidfast train paul-source` (its folder, or its weights); its card, where there is
+            one, says what the network is, `model.patches` aside. None: the network of `model`, with `model.weights`.
         data: The target, whose training labels are not used.
         model: What is trained.
         loss: What is minimised.
@@ -245,12 +245,14 @@ class PaulTask(ReidTask):
         model: The network, without classifiers.
         config: Losses, optimiser, evaluation.
         data: The data set.
+        options: Of `create_model("paul", ...)` that make the network again; None: as `config` says.
     """
 
     model: PatchNet
 
-    def __init__(self, model: PatchNet, config: Config, data: ReidData) -> None:
+    def __init__(self, model: PatchNet, config: Config, data: ReidData, options: dict[str, Any] | None = None) -> None:
         super().__init__(model, config, data)
+        self.options = model_options(config) if options is None else options
         loss, rows = config.loss, len(data.train)
         if loss.ipfl and loss.ipfl_embedding == "official" and model.embed_weight is None:
             raise ValueError(
@@ -302,7 +304,7 @@ class PaulTask(ReidTask):
 
     def card(self) -> dict[str, Any]:
         """How to make the model again."""
-        return {"model": {"name": "paul", "options": model_options(self.config)}}
+        return {"model": {"name": "paul", "options": self.options}}
 
     def configure_optimizers(self) -> Any:
         """SGD or Adam, the backbone at its own rate, the schedule by epoch."""
@@ -421,14 +423,20 @@ def load(config: Any) -> ReidData:
 
 def build(config: Config, data: ReidData) -> tuple[PaulTask, ViewsDataModule]:
     """The task and the data of a run."""
-    m = config.model
-    model = create_model("paul", backbone_weights=m.weights, **model_options(config))
-    assert isinstance(model, PatchNet)
-    if config.source_checkpoint is not None:
-        path = Path(config.source_checkpoint)
-        load_weights(
-            model, path / "weights.safetensors" if path.is_dir() else path, drop=("class_weight", "class_bias")
-        )
-    elif m.weights is None:
+    options, weights, source, drop = model_options(config), config.model.weights, config.source_checkpoint, ["class_"]
+    if source is not None:
+        if is_trained(source):  # its card says what the network is; where it looks may be another choice
+            learned = read_card(source)["model"]["options"]
+            if learned["patches"] != options["patches"]:
+                drop.append("generator.")
+            options = {**learned, "patches": options["patches"], "seed": options["seed"]}
+            options.pop("num_classes", None)
+        weights = None
+    elif weights is None:
         warnings.warn("paul: adapting a network of random weights; give source_checkpoint", stacklevel=2)
-    return PaulTask(model, config, data), ViewsDataModule(data, config.data, config.seed)
+    model = create_model("paul", backbone_weights=weights, **options)
+    assert isinstance(model, PatchNet)
+    if source is not None:
+        path = Path(source)
+        load_weights(model, path / "weights.safetensors" if path.is_dir() else path, drop=drop)
+    return PaulTask(model, config, data, options), ViewsDataModule(data, config.data, config.seed)
