@@ -37,7 +37,8 @@ def folder(tmp_path_factory):
 
 def run(folder, *more, arms=ARMS):
     start = f"run --weights {folder}/osnet.npz --out {folder}/out --target {folder}/people/all.csv --epochs 1"
-    size = "--height 64 --width 32 --cached --set loss.k=3 data.batch=20 optim.lr=0.01 --set-cluster loss.k1=6 loss.k2=2"
+    size = "--height 64 --width 32 --cached --set-cluster loss.k1=6 loss.k2=2"
+    size += " --set loss.k=3 data.batch=20 optim.lr=0.01"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REIDFAST_CACHE", str(folder / "cache"))
         main(shlex.split(f"{start} --arms {arms} {size}") + list(more))
