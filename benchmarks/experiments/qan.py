@@ -137,12 +137,18 @@ class Frames:
 
     @staticmethod
     def of(sets: Tracklets, maps: Maps) -> Frames:
-        pooled = torch.empty(len(VERSIONS), maps.n, 96, 8, 4, dtype=torch.float16)
+        kept = maps.folder / f"pooled{len(maps.done)}.npy"
+        features = torch.from_numpy(np.array(maps.arrays["features"]))
+        if kept.exists():
+            return Frames(sets, features, torch.from_numpy(np.load(kept)), kinds_of(maps.n))
+        pooled = torch.zeros(len(VERSIONS), maps.n, 96, 8, 4, dtype=torch.float16)
         for version in range(len(VERSIONS)):
-            for rows in torch.arange(maps.n).split(1024):
+            for rows in torch.arange(int(sets.rows.max()) + 1).split(1024):
                 part = torch.from_numpy(maps.arrays["early"][version, rows[0] : rows[-1] + 1]).float()
                 pooled[version, rows] = functional.avg_pool2d(part, 2).half()
-        return Frames(sets, torch.from_numpy(np.array(maps.arrays["features"])), pooled, kinds_of(maps.n))
+        with write_whole(kept) as stream:
+            np.save(stream, pooled.numpy())
+        return Frames(sets, features, pooled, kinds_of(maps.n))
 
 
 def spoilt_rows(n: int, rate: float, seed: int) -> NDArray[np.bool_]:
@@ -295,14 +301,27 @@ def runs() -> list[Run]:
     return listed + [("quality", True, RATES[-1], kind) for kind in KINDS]
 
 
+def _urgency(run: Run) -> int:
+    pooling, trained, rate, left_out = run
+    if left_out:
+        return 4
+    if not trained:
+        return 0 if pooling == "mean" else 3
+    return 2 if rate == RATES[1] else 1
+
+
 def name_of(run: Run) -> str:
     pooling, trained, rate, left_out = run
     return f"{pooling} {'trained' if trained else 'frozen'} {rate:g}" + (f" without {left_out}" if left_out else "")
 
 
+def run_path(run: Run, seed: int, steps: int, folder: Path) -> Path:
+    return folder / f"{name_of(run).replace(' ', '-')}-seed{seed}-steps{steps}.npz"
+
+
 def work(run: Run, seed: int, train: Frames, test: Frames, steps: int, folder: Path) -> Path:
     """One run, kept in a file; nothing where it is there."""
-    at = folder / f"{name_of(run).replace(' ', '-')}-seed{seed}-steps{steps}.npz"
+    at = run_path(run, seed, steps, folder)
     if at.exists():
         return at
     begin = time.process_time()
@@ -361,6 +380,7 @@ def summarise(files: dict[tuple[Run, int], Path], seeds: int, draws: int = 2000)
         }
         if rate:
             ways["frozen features, quality"] = (("quality", False, rate, None), "model")
+        ways = {name: w for name, w in ways.items() if all((w[0], s) in loaded for s in range(seeds))}
         found = {name: table(run, rate, way) for name, (run, way) in ways.items()}
         for name, (run, way) in ways.items():
             each = found[name].mean(1)
@@ -373,6 +393,8 @@ def summarise(files: dict[tuple[Run, int], Path], seeds: int, draws: int = 2000)
                     "mAP": round(float(np.nanmean(table(run, rate, way, "ap"))), 2),
                 }
             )
+        if not {"QAN", "trained head, mean"} <= set(found):
+            continue  # not all runs are there
         oracle = max(("trained head, oracle", "QAN's head, oracle"), key=lambda n: found[n].mean())
         b_qan, b_mean, b_best, b_cons, b_cons2 = boot(
             *(
@@ -411,7 +433,7 @@ def summarise(files: dict[tuple[Run, int], Path], seeds: int, draws: int = 2000)
 
 
 def _mean_auc(loaded: Any, run: Run, kind: str, seeds: int) -> dict[str, Any]:
-    values = [float(loaded[run, s][f"auc/{kind}"]) for s in range(seeds)]
+    values = [float(loaded[run, s][f"auc/{kind}"]) for s in range(seeds) if (run, s) in loaded]
     return {"mean": round(float(np.mean(values)), 4), "seeds": [round(v, 4) for v in values]}
 
 
@@ -425,6 +447,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--steps", type=int, default=300, help="of each training")
     parser.add_argument("--persons", type=int, default=767, help="training persons that are used")
     parser.add_argument("--extract-only", action="store_true")
+    parser.add_argument("--no-training", action="store_true", help="sum up the runs that are there")
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
@@ -441,11 +464,12 @@ def main(arguments: list[str] | None = None) -> None:
     # numbered apart: view 1 and view 2 were grouped one after the other
     test_frames = Frames.of(Tracklets.of(test), maps["test"])
     files = {}
-    for seed in range(args.seeds):
-        for run in runs():
-            files[run, seed] = work(
-                run, seed, train_frames, test_frames, args.steps, args.cache / f"runs{args.persons}"
-            )
+    # what the comparison needs comes first, of all seeds
+    order = sorted(((run, seed) for seed in range(args.seeds) for run in runs()), key=lambda r: (_urgency(r[0]), r[1]))
+    for run, seed in order:
+        if args.no_training and not run_path(run, seed, args.steps, args.cache / f"runs{args.persons}").exists():
+            continue
+        files[run, seed] = work(run, seed, train_frames, test_frames, args.steps, args.cache / f"runs{args.persons}")
     result = {
         "what": __doc__.split("\n")[0],
         "command": f"python -m benchmarks.experiments.qan --weights {Path(args.weights).name} --steps {args.steps} "
