@@ -5,6 +5,7 @@
     python -m benchmarks.experiments.video maps WEIGHTS --cache DIR      frames to feature maps, once
     python -m benchmarks.experiments.video run --cache DIR --out DIR     every arm and seed that is not there yet
     python -m benchmarks.experiments.video report --out DIR --json FILE  tables, and one file of all results
+    python -m benchmarks.experiments.video picture --cache DIR --png FILE  attention and temporal weights of two walks
 
 People walk past three cameras while others, poles and walls come between. The backbone (OSNet x0.25, pictures of 128 x
 64, maps of 128 x 8 x 4) is frozen, as in DRSTA's last two stages; the arms train heads on its maps. Identities 1..n/2
@@ -418,14 +419,38 @@ def report(cache: Path, out: Path, target: Path | None) -> None:
             stream.write((json.dumps(content, indent=1) + "\n").encode())
 
 
+def picture(cache: Path, target: Path, seed: int = 0) -> None:
+    """Two test walks in which somebody comes between: what DRSTA looks at, and how much each frame counts."""
+    from PIL import Image
+
+    from reidfast.report.tracklet_attention import draw_tracklet_attention, stack_pictures
+
+    torch.set_num_threads(1)
+    train, test = Tracks(cache / "train.npz"), Tracks(cache / "gallery.npz")
+    model, _ = train_drsta(ARMS["drsta"] | {"model": {"maps": 3}}, train, seed)
+    model.eval()
+    frames = chunk_frames(test.length, FRAMES)
+    seen = test.of("visible")[:, frames]
+    spec = load("synthetic_tracklets", None, **WORLD).info["synthetic_tracklets"]
+    sheets = []
+    for row in np.argsort(-(seen.max(1) - seen.min(1)), kind="stable")[[0, 5]]:
+        said = model.explain(test.maps[int(row), torch.from_numpy(frames)].float().unsqueeze(0))
+        walk = spec.track(int(test.pids[row]), int(test.camids[row]))
+        images = [Image.fromarray(walk.frame(int(i)).image) for i in frames]
+        notes = [f"{100 * v:.0f} % seen" for v in seen[row]]
+        sheets.append(draw_tracklet_attention(images, said.attention[0].numpy(), said.weights[0].numpy(), notes=notes))
+    stack_pictures(sheets).quantize(128).save(target, optimize=True)
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("maps", "run", "report"))
+    parser.add_argument("what", choices=("maps", "run", "report", "picture"))
     parser.add_argument("weights", nargs="?", help="OSNet x0.25 checkpoint, for maps")
     parser.add_argument("--cache", type=Path, default=Path("runs/video/maps"))
     parser.add_argument("--out", type=Path, default=Path("runs/video/arms"))
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--png", type=Path, default=Path("attention.png"))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     options = parser.parse_args()
@@ -433,6 +458,8 @@ def main() -> None:
         make_maps(options.weights, options.cache)
     elif options.what == "run":
         run(options.cache, options.out, options.arms, options.seeds)
+    elif options.what == "picture":
+        picture(options.cache, options.png)
     else:
         report(options.cache, options.out, options.json)
 
