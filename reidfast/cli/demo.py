@@ -36,7 +36,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("--train-ids", type=positive, default=200, help="other ones to train on (default: 200)")
     parser.add_argument("--cameras", type=positive, default=6)
     parser.add_argument("--images", type=positive, default=2, help="of each identity by each camera (default: 2)")
-    parser.add_argument("--epochs", type=positive, default=20, help="of training (default: 20, some two minutes)")
+    parser.add_argument("--epochs", type=positive, default=30, help="of training (default: 30, some two minutes)")
     parser.add_argument("--difficulty", type=float, default=0.5, help="of the rendered people, 0 (easy) to 1")
     parser.add_argument("--seed", type=int, default=0, help="of the people and of the training")
     add_threads(parser)

@@ -37,6 +37,8 @@ def test_folder_checkpoint_and_weights_give_the_scores_of_training(small_run, ca
 def test_extract_and_search_take_a_run(small_run, tmp_path, capsys):
     made = say(capsys, "extract", tmp_path / "f.npz", "--model", small_run / "best.ckpt", *DATA)
     assert made["size"] == 512 and made["meta"]["settings"]["size"] == [64, 32]
+    flipped = say(capsys, "evaluate", "--model", small_run, "--flip", "--camera-mean", *DATA)
+    assert flipped["flip"] and flipped["camera_mean"]
     other = say(capsys, "evaluate", "--model", small_run, "--size", "32x32", *DATA)
     assert other["image_size"] == [32, 32]  # what is said wins over the card
 
