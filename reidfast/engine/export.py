@@ -137,7 +137,8 @@ def _convert(model: nn.Module, images: Tensor, opset: int, exporter: str) -> byt
         try:
             if exporter == "torchscript":
                 axes = {"images": {0: "batch"}, "features": {0: "batch"}}
-                torch.onnx.export(model, (images,), stream, dynamo=False, dynamic_axes=axes, **names)
+                to: Any = stream
+                torch.onnx.export(model, (images,), to, dynamo=False, dynamic_axes=axes, **names)
                 return stream.getvalue()
             shapes = ({0: torch.export.Dim("batch")},)
             program = torch.onnx.export(

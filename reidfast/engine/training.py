@@ -32,7 +32,8 @@ def train(config: Any) -> dict[str, Any]:
 
     `config` is the `Config` of a module of `reidfast.engine.methods` (`reidfast.engine.config.parse` makes it).
 
-    There: last.ckpt, best.ckpt, weights.safetensors, card.json, metrics.json, and logs for TensorBoard.
+    There: last.ckpt, best.ckpt, weights.safetensors, card.json, metrics.json, logs for TensorBoard, and csv/startN with
+    the same values as text (N counts the starts of the run).
     A run that was killed at any moment goes on with `resume`: its last whole epoch is taken up, and what follows is
     what would have followed (bit for bit on the CPU).
 
@@ -46,7 +47,7 @@ def train(config: Any) -> dict[str, Any]:
     try:
         import lightning
         from lightning.pytorch.callbacks import ModelCheckpoint
-        from lightning.pytorch.loggers import TensorBoardLogger
+        from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     except ImportError as error:
         raise ImportError('train: lightning is missing; pip install "reidfast[train]"') from error
     from reidfast.engine.sources import load_sources
@@ -89,7 +90,10 @@ def train(config: Any) -> dict[str, Any]:
         deterministic=config.deterministic,
         gradient_clip_val=config.optim.clip or None,
         callbacks=checkpoints,
-        logger=TensorBoardLogger(out, name="", version="logs"),
+        logger=[
+            TensorBoardLogger(out, name="", version="logs"),
+            CSVLogger(out, name="csv", version=f"start{1 + len(list((out / 'csv').glob('start*')))}"),
+        ],
         use_distributed_sampler=False,
         reload_dataloaders_every_n_epochs=1,
         log_every_n_steps=10,

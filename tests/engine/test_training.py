@@ -91,6 +91,8 @@ def test_run_leaves_everything_and_is_not_overwritten(tmp_path):
     assert metrics["history"][-1]["epoch"] == 2 and 0 <= metrics["history"][-1]["mAP"] <= 1
     left = {"last.ckpt", "best.ckpt", "weights.safetensors", "card.json", "metrics.json", "logs"}
     assert left <= {p.name for p in out.iterdir()}
+    rows = (out / "csv" / "start1" / "metrics.csv").read_text().splitlines()
+    assert "loss/total" in rows[0] and "mAP" in rows[0] and len(rows) > 1
     again = subprocess.run(command(out, 2), capture_output=True, text=True)
     assert again.returncode == 2 and "holds a run already" in again.stderr
 
