@@ -137,5 +137,5 @@ def build(config: Config, data: ReidData) -> tuple[BaselineTask, ReidDataModule]
         **m.head_options,
     )
     if m.channels_last:
-        model = model.to(memory_format=torch.channels_last)
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return BaselineTask(model, config, data, len(module.classes)), module  # type: ignore[arg-type]
