@@ -189,8 +189,8 @@ def animate(
         sheet = Image.new("RGB", size, "white")
         sheet.paste(picture, (0, 0))
         # a few pixels of outline must not lose their colours to the scene's: they get places in the palette
-        small = sheet.quantize(max(2, colors - len(MARKS)), dither=Image.Dither.NONE)
-        palette = (small.getpalette() or [])[: 3 * max(2, colors - len(MARKS))]
+        few = sheet.quantize(max(2, colors - len(MARKS)), dither=Image.Dither.NONE)
+        palette = (few.getpalette() or [])[: 3 * max(2, colors - len(MARKS))]
         table = Image.new("P", (1, 1))
         table.putpalette(palette + [value for colour in MARKS for value in colour])
         sheets.append(sheet.quantize(palette=table, dither=Image.Dither.NONE))
