@@ -18,7 +18,7 @@ from reidfast.data import load_search
 from reidfast.data.proposals import SlidingBoxes, create_proposals, recall, suppress
 from reidfast.engine.person_search import PersonSearcher, SceneMaps, Sizing, collect_pairs
 from reidfast.evaluation import box_iou, person_search
-from reidfast.models import create_model
+from reidfast.models import create_model, load_trained
 
 SCENES = {"ids": 8, "cameras": 2, "train": 10, "gallery": 8, "people": 2, "height": 96, "width": 128, "difficulty": 0.1}
 TINY = {"backbone": "osnet_x0_25", "grid": 6, "hidden": 8, "size": (4, 2), "embedding": 16, "clusters": 3}
@@ -231,16 +231,13 @@ def test_trains_every_part(tmp_path, scenes, method, identity):
     arguments = settings(tmp_path / "run", scenes, head, "--optim.epochs=1", f"--loss.identity={identity}")
     metrics = run(method, *arguments, "--loss.boxes=all")
     assert set(metrics["before"]) == set(metrics["history"][0]) - {"epoch"}
-    card = json.loads((tmp_path / "run" / "card.json").read_text())
-    model = create_model(
-        method,
-        backbone="osnet_x0_25",
-        **card["model"]["head_options"],
-        **({"num_classes": card["classes"]} if identity == "softmax" else {}),
-        weights=tmp_path / "run" / "weights.safetensors",
-    )
-    fresh = create_model(method, backbone="osnet_x0_25", **card["model"]["head_options"])
-    assert not torch.equal(model.backbone.conv5.conv.weight, fresh.backbone.conv5.conv.weight)
+    made = load_trained(tmp_path / "run")
+    assert type(made.model).__name__ == ("NPSM" if method == "npsm" else "RegionEmbedder")
+    assert (made.model.classifier is not None) == (identity == "softmax")
+    assert made.card["sizing"] == {"short": 0, "long": 1000, "scale": 1.0}
+    assert made.model(torch.randn(2, 3, 64, 32)).shape == (2, 16)
+    from_checkpoint = load_trained(tmp_path / "run" / "last.ckpt").model.state_dict()
+    assert all(torch.equal(v, from_checkpoint[k]) for k, v in made.model.state_dict().items())
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path, scenes):

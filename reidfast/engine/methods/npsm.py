@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import lightning
@@ -273,8 +273,13 @@ class PersonSearchTask(ReidTask):
         self.last_shrinkage: Shrinkage | None = None
 
     def card(self) -> dict[str, Any]:
-        """The settings of the model."""
-        return {"model": asdict(self.config.model), "classes": int(self.labels.max()) + 1}
+        """Head and backbone, how large images go in, and the size of the crops that the embedding alone takes."""
+        m, d = self.config.model, self.config.data
+        options = {"backbone": m.backbone, "backbone_options": m.options, **m.head_options}
+        if self.model.classifier is not None:
+            options["num_classes"] = int(self.labels.max()) + 1
+        sizing = {"short": d.short, "long": d.long, "scale": d.scale}
+        return {"model": {"name": m.head, "options": options}, "sizing": sizing, "size": [256, 128]}
 
     def configure_optimizers(self) -> Any:
         """The backbone at its own rate."""
