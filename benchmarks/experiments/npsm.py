@@ -403,9 +403,17 @@ def differences(folder: Path, data: str, first: str, second: str) -> dict[str, f
 
 def write_results(options: argparse.Namespace) -> None:
     """One JSON file with everything that the documents quote."""
-    import sys
-
-    content: dict[str, Any] = {"command": "python -m benchmarks.experiments.npsm " + " ".join(sys.argv[1:])}
+    content: dict[str, Any] = {
+        "commands": [
+            f"python -m benchmarks.experiments.npsm {part} --out runs/npsm"
+            for part in (
+                "run --weights osnet_x0_25_msmt17.npz --seeds 0 1 2 --arms npsm",
+                "pets --weights osnet_x0_25_msmt17.npz --seeds 0 --pets-epochs 0",
+                "time --seeds 0",
+                "table --results benchmarks/results/npsm-2026-11-21.json",
+            )
+        ]
+    }
     for data in ("synthetic", "pets"):
         arms = read(options.out, data)
         content[data] = {
@@ -414,15 +422,11 @@ def write_results(options: argparse.Namespace) -> None:
         }
     for path in sorted(options.out.glob("*/run.json")):
         content.setdefault("training", {})[path.parent.name] = json.loads(path.read_text())
+    one = "two-stage, objectness, one box"
     compare = {
-        "npsm by attention - two-stage, one box": (
-            "two-stage, objectness, one box",
-            "npsm, objectness, final box by attention",
-        ),
-        "npsm by identity - two-stage, one box": (
-            "two-stage, objectness, one box",
-            "npsm, objectness, final box by identity",
-        ),
+        "npsm by attention - two-stage, one box": (one, "npsm, objectness, final box by attention"),
+        "npsm by attention, T = 2 - two-stage, one box": (one, "npsm, objectness, T = 2, final box by attention"),
+        "npsm by identity - two-stage, one box": (one, "npsm, objectness, final box by identity"),
         "npsm by attention - npsm-paper": (
             "npsm-paper, objectness, final box by attention",
             "npsm, objectness, final box by attention",
