@@ -30,15 +30,26 @@ def table(report: dict[str, Any]) -> str:
         lines = ["| op | call overhead, forward with gradient, in `torch.mul`s |", "|---|---|"]
         lines += [f"| `{name}` | {ratio:.1f} |" for name, ratio in report["overhead"].items()]
         return "\n".join(lines) + "\n"
-    e = report["environment"]
-    lines = [
+    if "parts" in report:
+        return "\n".join(part_table(name, part) for name, part in report["parts"].items())
+    return "\n".join([where(report["environment"]), "", *result_rows(report["results"])]) + "\n"
+
+
+def where(e: dict[str, Any]) -> str:
+    """The machine in one line."""
+    return (
         f"{e.get('device', e['processor'])}, {e['threads']} threads, {e['isa']}, torch {e['torch']}, {e['date']}, "
-        f"commit {e['commit']}, load {e['load_1min']}.",
-        "",
+        f"commit {e['commit']}, load {e['load_1min']}."
+    )
+
+
+def result_rows(results: list[dict[str, Any]]) -> list[str]:
+    """The table of times."""
+    lines = [
         "| what | size | ours | baseline | ours is faster by | wanted |",
         "|---|---|---|---|---|---|",
     ]
-    for row in report["results"]:
+    for row in results:
         ours = milliseconds(row["times_s"]["reidfast"]["p50"])
         for name, ratio in row["ratios"].items():
             target = row["targets"].get(name)
@@ -50,7 +61,32 @@ def table(report: dict[str, Any]) -> str:
             lines.append(
                 f"| {row['name']}, {row['mode']} | {row['shape']} | {ours} | {name} | {ratio:.2f}x | {wanted} |"
             )
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def part_table(name: str, part: dict[str, Any]) -> str:
+    """One part of benchmarks/reranking.py: times, facts, or time and memory against gallery size."""
+    lines = [f"`{name}`: {where(part['environment'])}", ""]
+    if "results" in part:
+        lines += [*result_rows(part["results"]), ""]
+    if "facts" in part:
+        lines += ["| what | found | wanted |", "|---|---|---|"]
+        for fact in part["facts"]:
+            wanted = fact["wanted"] + (", **missed**" if fact["met"] is False else "")
+            lines.append(f"| {fact['what']} | {fact['value']} | {wanted} |")
+        lines.append("")
+    if "scale" in part:
+        lines += [
+            "| what | gallery | D | queries | time | bare product | peak memory beside the features |",
+            "|---|---|---|---|---|---|---|",
+        ]
+        for row in part["scale"]:
+            used = "" if row["bytes"] is None else f"{row['bytes'] / 1e6:.0f} MB"
+            time, product = milliseconds(row["s"]), milliseconds(row["product_s"])
+            sizes = f"{row['gallery']:,} | {row['dim']} | {row['queries']:,}"
+            lines.append(f"| {row['what']} | {sizes} | {time} | {product} | {used} |")
+        lines.append("")
+    return "\n".join(lines)
 
 
 def training_table(reports: list[dict[str, Any]]) -> str:
