@@ -34,7 +34,7 @@ def people(rows: int, dim: int) -> tuple[Tensor, Any, Any]:
 def half_product(x: Tensor) -> Step:
     """The matrix product that nobody can do without: every pair once, into the same memory again and again."""
     rows = min(1024, len(x))
-    out = torch.zeros(rows * len(x))
+    out = torch.zeros(rows * len(x), device=x.device)
 
     def step() -> None:
         for begin in range(0, len(x), rows):
@@ -63,10 +63,10 @@ def dense_jaccard(x: Tensor) -> tuple[str, Step]:
 
 
 def rerank_providers(shape: dict[str, Any], device: str) -> dict[str, Step]:
-    x = people(shape["queries"] + shape["gallery"], shape["dim"])[0]
+    x = people(shape["queries"] + shape["gallery"], shape["dim"])[0].to(device)
     q, g = x[: shape["queries"]], x[shape["queries"] :]
     steps = {"reidfast": lambda: rerank(q, g, variant="torchreid").dense(), "half product": half_product(x)}
-    if shape["dense"]:
+    if shape["dense"] and device == "cpu":
         name, step = torchreid_rerank(q, g)
         steps[name] = step
     return steps
@@ -74,15 +74,16 @@ def rerank_providers(shape: dict[str, Any], device: str) -> dict[str, Step]:
 
 def rank_providers(shape: dict[str, Any], device: str) -> dict[str, Step]:
     x, ids, cameras = people(shape["queries"] + shape["gallery"], shape["dim"])
+    x = x.to(device)
     at = shape["queries"]
     labels = ids[:at], ids[at:], cameras[:at], cameras[at:]
     return {"reidfast": lambda: rank_reranked(x[:at], x[at:], *labels), "half product": half_product(x)}
 
 
 def graph_providers(shape: dict[str, Any], device: str) -> dict[str, Step]:
-    x = people(shape["items"], shape["dim"])[0]
+    x = people(shape["items"], shape["dim"])[0].to(device)
     steps = {"reidfast": lambda: jaccard_graph(x), "half product": half_product(x)}
-    if shape["dense"]:
+    if shape["dense"] and device == "cpu":
         name, step = dense_jaccard(x)
         steps[name] = step
     return steps
@@ -103,7 +104,6 @@ COMMON: dict[str, Any] = {
     "bytes": lambda s: 4.0 * items(s) * s["dim"],
     "flops": lambda s: float(items(s)) ** 2 * s["dim"],
     "mode": "forward",
-    "devices": ("cpu",),
 }
 register(
     Bench(

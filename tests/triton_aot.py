@@ -66,7 +66,8 @@ def compile_all(kernels: Sequence[Aot], architectures: Sequence[int] = ARCHITECT
     """Compile every kernel for every architecture; AssertionError with the compiler's words where one fails."""
     pytest.importorskip("triton", reason="Triton is not installed")
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
-    environment["PYTHONPATH"] = f"{ROOT}:{ROOT}/tests:{ROOT}/tests/triton"
+    own = [str(ROOT / folder) for folder in ("", "tests", "tests/triton")]
+    environment["PYTHONPATH"] = os.pathsep.join([*filter(None, [os.environ.get("PYTHONPATH")]), *own])
     job = json.dumps({"kernels": [asdict(k) for k in kernels], "architectures": list(architectures)})
     done = subprocess.run(
         [sys.executable, __file__], input=job, cwd=ROOT, env=environment, capture_output=True, text=True

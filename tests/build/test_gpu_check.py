@@ -3,6 +3,7 @@
 """tools/gpu_check.py up to the point where it needs a GPU, and its report from made-up measurements."""
 
 import doctest
+import functools
 import importlib.util
 import json
 import subprocess
@@ -65,6 +66,57 @@ def test_readme_figures_can_be_made_from_a_report(made_up):
     figures = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(figures)
     assert "2.50x" in figures.table(made_up)
+
+
+@pytest.fixture
+def registry():
+    from benchmarks.registry import load_all
+
+    return load_all()
+
+
+def test_plan_names_entries_that_run_on_a_gpu(gpu_check, registry):
+    for name, shapes in gpu_check.PLAN.items():
+        assert "cuda" in registry[name].devices and set(shapes) <= set(registry[name].shapes), name
+
+
+@pytest.mark.slow
+def test_the_grid_runs_on_the_cpu(gpu_check, made_up, registry, monkeypatch):
+    """Every entry of the plan at its tiny shape, so that the first run on a GPU meets no silly error."""
+    from benchmarks import timing
+
+    quick = functools.partial(timing.measure, device="cpu")
+    monkeypatch.setattr(timing, "measure", lambda steps, device, **_: quick(steps, rounds=1, round_seconds=0))
+    rows = []
+    for name in gpu_check.PLAN:
+        bench = registry[name]
+        if "cpu" in bench.devices and "tiny" in bench.shapes:
+            rows.append(gpu_check.measure_entry(bench, "tiny", made_up["ceilings"], "cpu", without="compile"))
+            assert "p50" in rows[-1]["times_s"]["reidfast"]
+        else:  # a GPU's alone: the baselines
+            for provider, step in bench.providers(bench.shapes["tiny"], "cpu").items():
+                if provider != "reidfast":
+                    step()
+    assert len(rows) > 15
+    report = made_up | {"results": rows}
+    text = gpu_check.table(report)
+    assert all(row["name"] in text and gpu_check.line(row) for row in rows)
+
+
+def test_what_the_grid_has_no_time_for_is_named(gpu_check, made_up):
+    stage, rows = gpu_check.grid(gpu_check.Clock(1), made_up["ceilings"], reserve=90)
+    assert rows == [] and len(stage["left_out"]) == sum(map(len, gpu_check.PLAN.values()))
+
+
+def test_the_gpu_tests_are_found(gpu_check):
+    """What the check selects: the tests of ops, evaluation and Triton on a device, none that emulates one."""
+    command = gpu_check.test_command(Path("none.xml"))
+    command = command[: command.index("-n")] if "-n" in command else command
+    done = subprocess.run([*command, "--collect-only"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:]
+    for wanted in ("test_evaluation_cuda.py", "test_ops_cuda.py", "triton/test_ranking.py", "triton/test_memory.py"):
+        assert wanted in done.stdout
+    assert "cuda_emu" not in done.stdout
 
 
 def test_files(gpu_check, made_up, tmp_path):

@@ -36,7 +36,8 @@ def on_kernels(monkeypatch):
     monkeypatch.setattr(_streaming, "kernels_for", lambda device: ranking)
     for op in (_engine.NEAREST_FEATURES, _engine.DENSE_DISTANCES, _engine.HISTOGRAM_FEATURES, _engine.PAIR_DISTANCES):
         monkeypatch.setitem(op.on, "cpu", op.triton)
-    monkeypatch.setattr(_engine, "tile_shape", lambda queries, device: (32, 64))
+    if ranking.INTERPRETED:
+        monkeypatch.setattr(_engine, "tile_shape", lambda queries, device: (32, 64))
     sort = _engine.SORT_NEAREST
     monkeypatch.setitem(sort.on, "cpu", sort.reference)
 
