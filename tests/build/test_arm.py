@@ -13,7 +13,15 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPILER = shutil.which("aarch64-linux-gnu-g++")
 FILES = sorted((ROOT / "csrc" / "cpu").glob("*.cpp"))
 # The flags of CMakeLists.txt for the plain build, the only one that is made there.
-FLAGS = "-std=c++20 -fopenmp-simd -fno-math-errno -fno-trapping-math -Wall -Werror -Wno-unknown-pragmas".split()
+FLAGS = [
+    "-std=c++20",
+    "-fopenmp-simd",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-Wall",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+]
 DEFINES = ["-DREID_ISA=isa_default", "-DCPU_CAPABILITY=DEFAULT", "-DCPU_CAPABILITY_DEFAULT"]
 
 
