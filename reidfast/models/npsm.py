@@ -222,8 +222,10 @@ class NPSM(RegionEmbedder):
             unit deviation, and the gates would hardly see them.
         steps: T.
         clusters: Children of a region, at most.
+        shrinkage: See `RegionTree`.
         query_in_candidate: See `QueryConvLSTM`.
         peephole: See `QueryConvLSTM`.
+        forget_bias: See `QueryConvLSTM`.
         query_form: "map": the query's K x K cells meet the region's cell by cell, as published; "mean": each cell meets
             the mean of the query's.
         correlation: The gates also see how like the query each cell is: the cosine of its features with the mean of
@@ -243,8 +245,10 @@ class NPSM(RegionEmbedder):
         normalize: bool = True,
         steps: int = 3,
         clusters: int = 4,
+        shrinkage: float = 0.95,
         query_in_candidate: bool = True,
         peephole: bool = False,
+        forget_bias: float = 1.0,
         query_form: str = "map",
         correlation: bool = False,
         final_box: str = "attention",
@@ -259,11 +263,13 @@ class NPSM(RegionEmbedder):
                 f"NPSM: expected grid, hidden, steps, clusters >= 1, got {grid}, {hidden}, {steps}, {clusters}"
             )
         super().__init__(backbone, **options)
-        self.grid, self.steps, self.clusters = grid, steps, clusters
+        self.grid, self.steps, self.clusters, self.shrinkage = grid, steps, clusters, shrinkage
         self.query_form, self.final_box = query_form, final_box
         self.norm = nn.BatchNorm2d(self.channels, affine=False) if normalize else nn.Identity()
         self.reduce = nn.Conv2d(self.channels, hidden, 1)
-        self.cell = QueryConvLSTM(hidden, hidden, query_in_candidate=query_in_candidate, peephole=peephole)
+        self.cell = QueryConvLSTM(
+            hidden, hidden, query_in_candidate=query_in_candidate, peephole=peephole, forget_bias=forget_bias
+        )
         self.match = nn.Conv2d(1, 4 * hidden, 3, padding=1, bias=False) if correlation else None
         self.channel_weights = nn.Parameter(torch.ones(self.channels)) if correlation else None
         self.attention = nn.Conv2d(hidden, 1, 1)
@@ -278,7 +284,7 @@ class NPSM(RegionEmbedder):
 
     def tree(self, proposals: Any, width: float, height: float) -> RegionTree:
         """The nested regions of an image of that size, from proposals (J, 4)."""
-        return RegionTree(proposals, width, height, clusters=self.clusters, steps=self.steps)
+        return RegionTree(proposals, width, height, clusters=self.clusters, steps=self.steps, shrinkage=self.shrinkage)
 
     def _regions(self, maps: SearchMaps, boxes: Tensor, image_index: Tensor) -> Tensor:
         size = (self.grid, self.grid)
