@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
+import os
 import statistics
 import time
 from pathlib import Path
@@ -303,62 +303,67 @@ def train_pets(options: argparse.Namespace) -> Path:
 
 
 def run_time(options: argparse.Namespace) -> None:
-    """Seconds of a search by queries and images, maps apart; interleaved, the median of `repeats`."""
+    """Seconds of a search by queries and images; maps and proposals apart, which are made once for all queries.
+
+    Interleaved over the sizes, the median of `repeats`. For comparison what two-stage search pays once an image: the
+    embeddings of all its proposals (its cosines cost next to nothing).
+    """
     seed = options.seeds[0]
-    data = scenes(seed)
+    data, most = scenes(seed), max(options.images)
     weights = options.out / f"npsm-{seed}" / "weights.safetensors"
-    proposals = create_proposals("objectness", count=150)
-    models = {
-        "npsm": model_of("npsm", weights),
-        "two-stage": model_of("two-stage", options.out / f"embedding-{seed}" / "weights.safetensors"),
-    }
-    sizing, shared = Sizing(0, 0, SCALE), None
-    searchers: dict[str, PersonSearcher] = {}
+    provider = create_proposals("objectness", count=150)
+    searcher = PersonSearcher(model_of("npsm", weights), data.gallery, provider, Sizing(0, 0, SCALE))
     begin = time.perf_counter()
-    for name, model in models.items():
-        maps = SceneMaps(model, data.gallery, sizing)
-        if shared is None:
-            for i in range(max(options.images)):
-                with torch.no_grad():
-                    maps.shallow(i)
-            per_map = (time.perf_counter() - begin) / max(options.images)
-            shared = maps._maps
-        maps._maps = shared
-        searchers[name] = PersonSearcher(model, data.gallery, proposals, maps=maps)
+    with torch.no_grad():
+        for i in range(most):
+            searcher.maps.shallow(i)
+    per_map = (time.perf_counter() - begin) / most
     begin = time.perf_counter()
-    boxes = {i: proposals(data.gallery, i).boxes * SCALE for i in range(max(options.images))}
-    per_proposals = (time.perf_counter() - begin) / max(options.images)
-    for searcher in searchers.values():
-        searcher._boxes = boxes
-    rows = []
+    for i in range(most):
+        searcher.boxes(i)
+    per_proposals = (time.perf_counter() - begin) / most
+    embedding, load = [], os.getloadavg()[0]
+    for i in range(min(most, options.repeats)):
+        begin = time.perf_counter()
+        searcher.embed_boxes(i, searcher.boxes(i))
+        embedding.append(time.perf_counter() - begin)
+    sizes = [(q, g) for q in options.queries for g in options.images]
+    taken: dict[tuple[int, int], list[float]] = {size: [] for size in sizes}
+    cpu_of: dict[tuple[int, int], list[float]] = {size: [] for size in sizes}
+    states = {}
     for queries in options.queries:
-        for images in options.images:
-            chosen = data.queries.select(np.arange(queries) % len(data.queries))
-            lists = [np.arange(images)] * queries
-            taken: dict[str, list[float]] = {name: [] for name in models}
-            for _ in range(options.repeats):
-                for name, searcher in searchers.items():
-                    begin = time.perf_counter()
-                    if name == "npsm":
-                        searcher.search(chosen, lists)
-                    else:
-                        searcher.two_stage(chosen, lists, one_box=True)
-                    taken[name].append(time.perf_counter() - begin)
-            row = {"queries": queries, "images": images}
-            row |= {name: statistics.median(values) for name, values in taken.items()}
-            rows.append(row)
-            print(row, {n: f"{1e3 * row[n] / queries / images:.2f} ms a pair" for n in models}, flush=True)
-    keep(
-        options.out / "time.json",
+        chosen = data.queries.select(np.arange(queries) % len(data.queries))
+        states[queries] = (chosen, searcher.query_states(chosen))
+    for _ in range(options.repeats):
+        for queries, images in sizes:
+            chosen, state = states[queries]
+            begin, used = time.perf_counter(), time.process_time()
+            searcher.search(chosen, [np.arange(images)] * queries, state=state)
+            taken[queries, images].append(time.perf_counter() - begin)
+            cpu_of[queries, images].append(time.process_time() - used)
+    rows = [
         {
-            "rows": rows,
-            "seconds_a_map": per_map,
-            "seconds_of_proposals": per_proposals,
-            "threads": torch.get_num_threads(),
-            "repeats": options.repeats,
-            "processor": platform.processor() or platform.machine(),
-        },
-    )
+            "queries": q,
+            "images": g,
+            "seconds": statistics.median(taken[q, g]),
+            "cpu_seconds": statistics.median(cpu_of[q, g]),
+        }
+        for q, g in sizes
+    ]
+    for row in rows:
+        pairs = row["queries"] * row["images"]
+        print(row, f"{1e3 * row['cpu_seconds'] / pairs:.2f} ms of processor time a pair", flush=True)
+    content = {
+        "rows": rows,
+        "seconds_a_map": per_map,
+        "seconds_of_proposals": per_proposals,
+        "seconds_of_150_embeddings": statistics.median(embedding),
+        "threads": torch.get_num_threads(),
+        "repeats": options.repeats,
+        "load": load,
+    }
+    print({k: v for k, v in content.items() if k != "rows"}, flush=True)
+    keep(options.out / "time.json", content)
 
 
 def read(folder: Path, data: str) -> dict[str, list[dict[str, Any]]]:
