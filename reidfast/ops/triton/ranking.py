@@ -31,6 +31,7 @@ ALIGN = 32 if INTERPRETED else 64  # columns are padded to a multiple of this, t
 MAX_K = 128  # of `nearest`
 GROUP = 32  # pairs of one query that a program of `recheck` takes
 KINDS = {"float32": 0, "tf32x3": 1, "bf16": 2, "tf32_low": 3, "bf16_low": 4}
+_WORDS = 1 << 19  # of marked pairs that are spread out at a time: 64 MB
 _PROGRAMS = 264  # as many pieces as fill a large GPU twice; a constant, so that nothing depends on the device
 _COSINE, _EUCLIDEAN, _SQEUCLIDEAN, _DOT = range(4)
 
@@ -514,9 +515,14 @@ def low_count(
                 **_options(q, metric),
             )  # fmt: skip
     row, word = bits.nonzero(as_tuple=True)
-    marked = (bits[row, word][:, None] >> torch.arange(32, dtype=torch.int32, device=bits.device)) & 1
-    entry, bit = marked.nonzero(as_tuple=True)
-    return row[entry], word[entry] * 32 + bit
+    rows, columns = [row[:0]], [row[:0]]
+    shift = torch.arange(32, dtype=torch.int32, device=bits.device)
+    for i in range(0, len(row), _WORDS):
+        here, there = row[i : i + _WORDS], word[i : i + _WORDS]
+        entry, bit = ((bits[here, there][:, None] >> shift) & 1).nonzero(as_tuple=True)
+        rows.append(here[entry])
+        columns.append(there[entry] * 32 + bit)
+    return torch.cat(rows), torch.cat(columns)
 
 
 def recheck(q: Packed, g: Packed, metric: int, row: Tensor, column: Tensor, table: Table, first: int) -> None:
