@@ -121,4 +121,10 @@ def test_stages_set_rates_and_begin_the_table_anew(walks, tmp_path):
     assert rates == [0.02] * 8 + [0.002]
     batch = next(iter(data.loader(0)))
     assert batch.images.shape == (6 * 2 * 3, 3, 32, 16) and set(batch.camids.tolist()) == {1, 2}
-    assert "oim.table" in task.state_dict()
+    assert "oim.table" in task.state_dict() and not task.oim.table.any()
+    task.train()
+    task.fill()
+    torch.testing.assert_close(task.oim.table.norm(dim=1), torch.ones(12))
+    assert task.model.training
+    nearest = (task.model.eval()(batch.dense()).detach() @ task.oim.table.T).argmax(1)
+    assert (nearest == batch.labels).float().mean() > 0.25  # chance: 1 in 12

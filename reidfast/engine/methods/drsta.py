@@ -10,10 +10,11 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from reidfast.data import ReidData
+from reidfast.data import ReidData, Tracklets
 from reidfast.data.clips import SetBatch
 from reidfast.engine.config import OptimConfig, RunConfig
 from reidfast.engine.methods.clips import ClipConfig, ClipDataModule, ClipTask, VideoModelConfig
+from reidfast.engine.sets import embed_sets, take_frames
 from reidfast.losses import DiversityLoss, KLDiversityLoss, OIMLoss
 from reidfast.models import DRSTA, create_model
 from reidfast.nn import gather_rows
@@ -28,6 +29,8 @@ class LossConfig:
     Args:
         scale: Of OIM's logits.
         momentum: Weight of the old row of OIM's table.
+        fill: When a stage begins, fill the table with the mean embedding of each identity, by one pass over the
+            tracklets. Published: no, it starts at zero; over a frozen backbone that can collapse.
         penalty: "official" (batch-wide root), "paper_mean" (mean over the frames), "kl" (the form that was given up) or
             "none".
         weight: Of the penalty.
@@ -35,6 +38,7 @@ class LossConfig:
 
     scale: float = 30.0
     momentum: float = 0.5
+    fill: bool = False
     penalty: Literal["official", "paper_mean", "kl", "none"] = "official"
     weight: float = 1.0
 
@@ -141,8 +145,25 @@ class DRSTATask(ClipTask):
         """Take up the epoch's stage; the table begins anew behind the stage "backbone"."""
         super().on_train_epoch_start()
         stages, before = self.config.stages, self.stage_of(self.current_epoch)[0] - 1
-        if self._take_up(self.current_epoch) == 0 and before >= 0 and stages[before].stage == "backbone":
+        if self._take_up(self.current_epoch) > 0:
+            return
+        if self.config.loss.fill:
+            self.fill()
+        elif before >= 0 and stages[before].stage == "backbone":
             self.oim.table.zero_()
+
+    @torch.no_grad()
+    def fill(self) -> None:
+        """Each row of the table: the mean embedding of its identity, at unit length."""
+        c = self.config.data
+        tracklets = Tracklets.of(self.data.train, least=c.least)
+        tracklets = tracklets.select(tracklets.pids >= 0)
+        labels, _ = tracklets.labels()
+        frames = take_frames(tracklets, c.choose if c.choose == "chunks" else "all", c.frames)
+        x = embed_sets(self.model, frames, size=(c.height, c.width), filter=c.filter, device=self.device)
+        table = self.oim.table.new_zeros(self.oim.table.shape)
+        table.index_add_(0, torch.from_numpy(labels).to(table.device), x.to(table))
+        self.oim.table.copy_(torch.nn.functional.normalize(table, dim=1))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The stage goes with the epoch."""
