@@ -269,7 +269,7 @@ def check_machine_code(precision, architectures):
 ALLOWED = {(kernel, 90): 96 for kernel in ("count_kernel", "pair_tiles_kernel", "dense_kernel")}
 
 
-@pytest.mark.parametrize("precision", ["ieee", "tf32", "bf16"])
+@pytest.mark.parametrize("precision", ["tf32", *(pytest.param(p, marks=pytest.mark.slow) for p in ("ieee", "bf16"))])
 def test_compiles_for_hopper(precision):
     check_machine_code(precision, [90])
 
