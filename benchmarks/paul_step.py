@@ -153,6 +153,12 @@ def mining(images: int, dim: int) -> Steps:
     }
 
 
+def scaled(times: dict[str, Any], factor: float) -> dict[str, Any]:
+    """Times of a part of the batch as those of the whole."""
+    whole = {key: value * factor for key, value in times.items() if key.startswith("p")}
+    return {**times, **whole, "scaled_by": factor}
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.paul_step", description=__doc__.split("\n")[0])
@@ -181,7 +187,7 @@ def main(arguments: list[str] | None = None) -> None:
         for part, (factor, make) in made.items():
             if part not in options.skip:
                 times = timing.measure(make(), rounds=options.rounds, budget=120)
-                rows[part] = {k: {**t, "scaled_by": factor, "p50": t["p50"] * factor} for k, t in times.items()}
+                rows[part] = {k: scaled(t, factor) for k, t in times.items()}
     report = {
         "environment": timing.environment(),
         "sizes": {
@@ -202,8 +208,8 @@ def main(arguments: list[str] | None = None) -> None:
     for part, times in rows.items():
         ours, peer = times["reidfast"]["p50"], times.get(PEER, {}).get("p50")
         beside = f"   {PEER} {1e3 * peer:9.1f} ms   {peer / ours:6.1f}x" if peer else ""
-        scaled = f"   ({few} images, scaled)" if times["reidfast"]["scaled_by"] > 1 else ""
-        print(f"{part:<14}{1e3 * ours:9.1f} ms  {100 * ours / total:5.1f} %{beside}{scaled}")
+        note = f"   ({few} images, scaled)" if times["reidfast"]["scaled_by"] > 1 else ""
+        print(f"{part:<14}{1e3 * ours:9.1f} ms  {100 * ours / total:5.1f} %{beside}{note}")
     print(f"{'step':<14}{1e3 * total:9.1f} ms")
     if options.out:
         options.out.write_text(json.dumps(report, indent=1) + "\n")
