@@ -242,7 +242,11 @@ def table(rows: list[dict[str, Any]], against: str) -> list[str]:
             spread = f" ± {statistics.stdev(row[key]):.1f}" if len(row[key]) > 1 else ""
             cells.append(f"{statistics.mean(row[key]):.1f}{spread}")
         if "gain" in row:
-            cells += [f"{row['gain']:+.1f}", f"{row['low']:+.1f} .. {row['high']:+.1f}", f"{row['p']:.4f}"]
+            cells += [
+                f"{row['gain']:+.1f}",
+                f"{row['low']:+.1f} .. {row['high']:+.1f}",
+                f"{row['p']:.3f}" if row["p"] >= 0.001 else "< 0.001",
+            ]
         else:
             cells += ["", "", ""]
         lines.append("| " + " | ".join(cells) + " |")
