@@ -493,7 +493,7 @@ def report(cache: Path, out: Path, target: Path | None) -> None:
             "auc_looked",
             "seconds",
         ):
-            values = [r[key] for r in found if key in r]
+            values = [r[key] for r in found if r.get(key)]  # an AUC of 0 stands for no pairs
             if values:
                 summary[name][key] = [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
         for key in [k for k in found[0] if k.startswith(("error", "cosine"))]:
