@@ -185,9 +185,9 @@ def animate(
         times += [int(1000 * seconds)] * (len(made) - 1) + [int(2000 * seconds)]
     size = (max(p.width for p in pictures), max(p.height for p in pictures))
     sheets = []
-    for picture in pictures:
+    for drawn in pictures:
         sheet = Image.new("RGB", size, "white")
-        sheet.paste(picture, (0, 0))
+        sheet.paste(drawn, (0, 0))
         # a few pixels of outline must not lose their colours to the scene's: they get places in the palette
         few = sheet.quantize(max(2, colors - len(MARKS)), dither=Image.Dither.NONE)
         palette = (few.getpalette() or [])[: 3 * max(2, colors - len(MARKS))]
