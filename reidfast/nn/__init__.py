@@ -7,6 +7,7 @@ from __future__ import annotations
 from reidfast.nn.diverse_attention import DiverseAttention
 from reidfast.nn.gather import gather_rows
 from reidfast.nn.grad_cam import (
+    GradCAM,
     closed_form_reason,
     frozen_layers,
     frozen_mode,
@@ -29,6 +30,7 @@ __all__ = [
     "STIM",
     "DiverseAttention",
     "FixedPatches",
+    "GradCAM",
     "MemoryBank",
     "PatchGenerator",
     "QualityPool",

@@ -15,7 +15,14 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from reidfast import ops
 
-__all__ = ["closed_form_reason", "frozen_layers", "frozen_mode", "grad_cam_from_pooled", "grad_cam_from_score"]
+__all__ = [
+    "GradCAM",
+    "closed_form_reason",
+    "frozen_layers",
+    "frozen_mode",
+    "grad_cam_from_pooled",
+    "grad_cam_from_score",
+]
 
 Back = Callable[[Tensor], Tensor]
 
@@ -78,6 +85,50 @@ def grad_cam_from_pooled(features: Tensor, gradient: Tensor, *, detach_weights: 
         gradient = gradient.sum(2)
     weights = gradient / (features.shape[2] * features.shape[3])
     return ops.grad_cam(features, (weights.detach() if detach_weights else weights).to(features.dtype))
+
+
+class GradCAM(nn.Module):
+    """Grad-CAM of a class over any head: where in a feature map the head sees the class. See `grad_cam_from_score`.
+
+    The head runs with the statistics that it has (`frozen_mode`), so the images of a batch do not mix.
+
+    Args:
+        head: What turns a map (B, C, H, W) into logits (B, classes).
+        detach_weights: Treat the channels' weights as constants: for looking, not for training.
+
+    Example:
+        >>> head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+        >>> GradCAM(head)(torch.randn(2, 8, 6, 3), torch.tensor([4, 0])).shape
+        torch.Size([2, 6, 3])
+    """
+
+    def __init__(self, head: nn.Module, *, detach_weights: bool = False) -> None:
+        super().__init__()
+        self.head, self.detach_weights = head, detach_weights
+
+    def forward(self, features: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Maps of one class an image.
+
+        Args:
+            features: The map, (B, C, H, W); it need not require grad.
+            labels: The class of each image, (B,) int64; None: the head's own choice.
+
+        Returns:
+            (B, H, W); under ``torch.no_grad()`` without a graph.
+
+        Raises:
+            ValueError: The head does not give (B, classes).
+        """
+        keep = torch.is_grad_enabled()
+        with torch.enable_grad(), frozen_mode(self.head):
+            cells = features if keep and features.requires_grad else features.detach().requires_grad_()
+            logits = self.head(cells)
+            if logits.dim() != 2 or len(logits) != len(features):
+                raise ValueError(f"GradCAM: expected logits (B, classes) from the head, got {tuple(logits.shape)}")
+            chosen = logits.argmax(1) if labels is None else labels
+            score = logits.gather(1, chosen.unsqueeze(1)).squeeze(1)
+            maps = grad_cam_from_score(score, cells, detach_weights=self.detach_weights or not keep)
+        return maps if keep else maps.detach()
 
 
 def frozen_layers(layers: Iterable[nn.Module], rows: Tensor) -> tuple[Tensor, Back]:

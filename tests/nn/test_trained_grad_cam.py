@@ -8,6 +8,7 @@ from casn_networks import lively
 from torch import nn
 
 from reidfast.nn import (
+    GradCAM,
     closed_form_reason,
     convert_sync_batch_norm,
     frozen_layers,
@@ -50,6 +51,34 @@ def test_detached_weights_are_constants():
     weights = features.detach().mean((2, 3)) / 4
     open_ = (weights[:, :, None, None] * features.detach()).sum(1, keepdim=True) > 0
     torch.testing.assert_close(got, weights[:, :, None, None] * open_)
+
+
+def test_module_shows_the_class_asked_for():
+    head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.BatchNorm1d(5), nn.Dropout(0.5), nn.Linear(5, 3))
+    head = lively(head).double()
+    cam, features = GradCAM(head), torch.randn(4, 5, 4, 2, dtype=torch.float64, requires_grad=True)
+    labels = torch.tensor([2, 0, 1, 2])
+    norm, linear = head[2], head[4]
+    scale = norm.weight / (norm.running_var + norm.eps).sqrt()
+    want = torch.einsum("bc,bchw->bhw", linear.weight[labels] * scale / 8, features).relu()
+    maps = cam(features, labels)
+    torch.testing.assert_close(maps, want)
+    for got, wanted in zip(
+        torch.autograd.grad(maps.square().sum(), [features, linear.weight]),
+        torch.autograd.grad(want.square().sum(), [features, linear.weight]),
+        strict=True,
+    ):
+        torch.testing.assert_close(got, wanted)
+    assert head.training and all(m.training for m in head.modules())
+    with torch.no_grad():
+        alone = cam(features.detach())
+    with frozen_mode(head):
+        own = head(features).argmax(1)
+    torch.testing.assert_close(alone, cam(features, own).detach())
+    assert not alone.requires_grad
+    torch.testing.assert_close(GradCAM(head, detach_weights=True)(features, labels), want)
+    with pytest.raises(ValueError, match=r"expected logits \(B, classes\)"):
+        GradCAM(nn.Identity())(features)
 
 
 def test_frozen_layers_equal_evaluation_mode_and_its_derivative():
