@@ -122,6 +122,7 @@ __global__ void __launch_bounds__(kThreads)
           d += up * weight[m];
         }
         if (dx && m0 == 0) {
+#pragma unroll 1  // rare (more than kMaps patches): unrolled, its addresses cost the registers of the common case
           for (int64_t m = kMaps; m < num_patches; ++m) d += widen(g[m * map.channels + c]) * w[m * map.cells + l];
           dx[c * grad_map.channel_stride + l * grad_map.cell_stride] = narrow<T>(d);
         }

@@ -265,8 +265,12 @@ def check_machine_code(precision, architectures):
         assert all(b.wgmma for b in built if b.architecture == 90)
 
 
-# Bytes of stack per thread, where more than 8: float32 tiles hold two sums and both operands in registers.
+# Bytes spilled per thread, where more than 8. Float32 tiles hold two sums and both operands in registers; but
+# for Hopper, for which the tiles are chosen, what spills is the epilogue: once a tile, not once a step of the product.
 ALLOWED = {(kernel, 90): 96 for kernel in ("count_kernel", "pair_tiles_kernel", "dense_kernel")}
+ALLOWED |= {(kernel, 80): 96 for kernel in ("count_kernel", "pair_tiles_kernel", "dense_kernel", "nearest_kernel")}
+ALLOWED |= {(kernel, 100): 104 for kernel in ("count_kernel", "pair_tiles_kernel", "low_kernel")}
+ALLOWED[("low_kernel", 80)] = 240
 
 
 @pytest.mark.parametrize("precision", ["tf32", *(pytest.param(p, marks=pytest.mark.slow) for p in ("ieee", "bf16"))])
