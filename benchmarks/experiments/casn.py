@@ -5,15 +5,21 @@
     python -m benchmarks.experiments.casn run --weights osnet.npz --out runs/casn-cpu                 on a CPU
     python -m benchmarks.experiments.casn run --preset full --weights resnet50.pth --out runs/casn    on a GPU
     python -m benchmarks.experiments.casn table --out runs/casn-cpu --json results.json
+    python -m benchmarks.experiments.casn holdout --ids 100 --test-ids 100 --json tuning.json
     python -m benchmarks.experiments.casn measure --runs runs/ide runs/casn-ide
     python -m benchmarks.experiments.casn figure --runs runs/ide runs/casn-ide --png attention.png
 
 Arms over PCB: `ce`, every image once an epoch, cross-entropy alone; `sampler`, the same loss on 8 x 4 batches dealt
 over cameras; then `bce` (verification of pairs), `ia` (identification attention), `sa` (verification and consistency),
-`all`. `ide` and `ide-all` over IDE. Same weights, budget and seeds for all. Besides R1 and mAP, for the attention of
-the trained networks on identities they have not seen: the profile distance of negative minus positive pairs, whether
-the profile follows a picture that is moved down by a known number of rows, and on rendered people, whose masks are
-known, the share of attention on the person.
+`all`. `ide` and `ide-all` over IDE. Same weights, seeds and number of steps for all. Besides R1 and mAP, for the
+attention of the trained networks on identities they have not seen: the profile distances of positive and negative
+pairs, whether the profile follows a picture that is moved down by a known number of rows, and on rendered people,
+whose masks are known, the share of attention on the person.
+
+Distances alone say little, for a network whose maps are all alike has small ones. So for every query its distances to
+all pictures of the same person by another camera are compared with those to drawn pictures of others: `closer` is the
+share of these comparisons that the positive pair wins (0.5 is chance; it does not change with the scale of the
+distances), `relative` the mean gap over the mean distance.
 
 Every arm and seed leaves one JSON file, written whole; those that are there are not run again, and an arm that was
 stopped goes on from its last epoch.
@@ -26,9 +32,9 @@ import json
 import shutil
 import statistics
 import sys
-import time
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -36,18 +42,32 @@ from torch import Tensor
 from torch.nn import functional
 
 from reidfast._files import write_whole
-from reidfast.data import EvalTransform, ReidData, World, decode, load
+from reidfast.data import (
+    EvalTransform,
+    IdentitySampler,
+    ImageCache,
+    ImageDataset,
+    Records,
+    ReidData,
+    ShuffleSampler,
+    World,
+    decode,
+    load,
+    split_identities,
+)
 from reidfast.data.images import normalize, resize, to_float
 from reidfast.engine import paired_bootstrap
 from reidfast.engine.config import parse
 from reidfast.engine.methods import module_of
 from reidfast.engine.training import train
+from reidfast.evaluation import Ranking, rank
 from reidfast.losses import ConsistencyLoss
 from reidfast.losses.consistency import row_profile
 from reidfast.models import CASN, create_model, load_weights
 from reidfast.report import draw_attention
 
 PLAIN = ["--loss.attention=0", "--loss.siamese=0"]
+KINDS = ("pair", "identity", "feature")
 # arm -> (method, settings); weights of the losses that an arm has come from the preset
 ARMS: dict[str, tuple[str, list[str]]] = {
     "ce": ("casn", [*PLAIN, "--data.sampler=shuffle"]),
@@ -61,8 +81,9 @@ ARMS: dict[str, tuple[str, list[str]]] = {
 }
 CPU = [
     "--model.backbone=osnet_x0_25",
-    "--model.options={}",
+    "--model.options={last_stride: 1}",  # a 16 x 8 map, as of 256 x 128
     "--model.unfold=256",
+    "--data.augment=batch",
     "--data.height=128",
     "--data.width=64",
     "--optim.optimizer=adam",
@@ -79,37 +100,77 @@ PRESETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def subset(data: ReidData, ids: int, test_ids: int, seed: int, path: Path) -> None:
-    """A split file of so many training and test identities, drawn once; 0: all."""
-    rng = np.random.default_rng(seed)
-    rows: dict[str, list[list[Any]]] = {}
-    chosen: dict[str, Any] = {}
-    for split, count in (("train", ids), ("query", test_ids)):
-        people = np.unique(getattr(data, split).pids)
-        chosen[split] = people if not count else rng.permutation(people)[:count]
-    chosen["gallery"] = chosen["query"]
-    for split, people in chosen.items():
-        table = getattr(data, split)
-        kept = np.flatnonzero(np.isin(table.pids, people))
-        rows[split] = [[table.paths[i], int(table.pids[i]), int(table.camids[i])] for i in kept]
+def write_split(path: Path, name: str, tables: dict[str, Records]) -> None:
+    """Tables as a split file."""
+    rows = {
+        split: [[p, int(i), int(c)] for p, i, c in zip(t.paths, t.pids, t.camids, strict=True)]
+        for split, t in tables.items()
+    }
     with write_whole(path) as stream:
-        stream.write(json.dumps({"name": f"{data.name}, part", "fields": ["path", "pid", "camid"], **rows}).encode())
+        stream.write(json.dumps({"name": name, "fields": ["path", "pid", "camid"], **rows}).encode())
+
+
+def people(table: Records, count: int, rng: np.random.Generator) -> Any:
+    """So many identities of a table, drawn; 0: all."""
+    ids = np.unique(table.pids)
+    return rng.permutation(ids)[:count] if count else ids
+
+
+def part(table: Records, ids: Any) -> Records:
+    """The pictures of these identities."""
+    return table.select(np.flatnonzero(np.isin(table.pids, ids)))
+
+
+def subset(data: ReidData, ids: int, test_ids: int, seed: int) -> dict[str, Records]:
+    """So many training and test identities, drawn once; 0: all."""
+    rng = np.random.default_rng(seed)
+    training, testing = people(data.train, ids, rng), people(data.query, test_ids, rng)
+    return {
+        "train": part(data.train, training),
+        "query": part(data.query, testing),
+        "gallery": part(data.gallery, testing),
+    }
+
+
+def holdout(data: ReidData, ids: int, test_ids: int, seed: int) -> dict[str, Records]:
+    """Training identities alone, some to train on and others to test on: for choosing settings."""
+    drawn = people(data.train, ids + test_ids, np.random.default_rng(seed))
+    tested = split_identities(part(data.train, drawn[ids:]), test=1.0, seed=seed)
+    return {"train": part(data.train, drawn[:ids]), "query": tested.query, "gallery": tested.gallery}
+
+
+def source(options: argparse.Namespace) -> ReidData:
+    """The data set that was asked for."""
+    return load(options.data, None, **({"images": options.images} if options.images else {}))
+
+
+def prepared(options: argparse.Namespace) -> ReidData:
+    """The part of the data set that is used, written down as two split files: all of it, and what training sees."""
+    whole = options.out / "split.json"
+    if not whole.exists():
+        preset, data = PRESETS[options.preset], source(options)
+        tables = subset(data, preset["ids"] if options.ids is None else options.ids,
+                        preset["test_ids"] if options.test_ids is None else options.test_ids, 0)  # fmt: skip
+        write_split(options.out / "train.json", f"{data.name}, training part", {"train": tables["train"]})
+        write_split(whole, f"{data.name}, part", tables)
+    return load(str(whole), None, images=images_of(options))
+
+
+def images_of(options: argparse.Namespace) -> str:
+    """The folder of the images."""
+    return options.images or str(source(options).train.root)
 
 
 def settings_of(arm: str, seed: int, options: argparse.Namespace) -> Any:
     """The configuration of a run."""
     method, own = ARMS[arm]
     preset = PRESETS[options.preset]
-    data = load(options.data)
-    split = options.out / "split.json"
-    if not split.exists():
-        subset(data, preset["ids"] if options.ids is None else options.ids,
-               preset["test_ids"] if options.test_ids is None else options.test_ids, 0, split)  # fmt: skip
+    data = prepared(options)
     common = [
         *preset["set"],
         *preset["pcb" if method == "casn" else "ide"],
-        f"--data.name={split}",
-        f"--data.options={json.dumps({'images': str(data.train.root)})}",
+        f"--data.name={options.out / 'train.json'}",  # no test images: they are looked at once, at the end
+        f"--data.options={json.dumps({'images': images_of(options)})}",
         f"--model.weights={options.weights or 'null'}",
         f"--seed={seed}",
         f"--out={options.out / 'work' / f'{arm}-{seed}'}",
@@ -117,7 +178,17 @@ def settings_of(arm: str, seed: int, options: argparse.Namespace) -> Any:
         "--deterministic=false",
         "--resume=true",
     ]
-    return parse(method, [*common, *options.set, *own])
+    config = parse(method, [*common, *options.set, *own])
+    return same_steps(config, data.train) if config.data.sampler == "shuffle" else config
+
+
+def same_steps(config: Any, train_images: Records) -> Any:
+    """Every image once makes longer epochs than groups of K: fewer of them, for the same number of steps."""
+    d, o = config.data, config.optim
+    one = len(IdentitySampler(train_images.pids, d.ids, d.images))
+    factor = one / len(ShuffleSampler(len(train_images), d.ids * d.images))
+    milestones = [max(1, round(factor * m)) for m in o.milestones]
+    return replace(config, optim=replace(o, epochs=max(1, round(factor * o.epochs)), milestones=milestones))
 
 
 # --- what the attention is like
@@ -130,56 +201,185 @@ def identity_maps(model: CASN, images: Tensor) -> Tensor:
     return model.identity_attention(cells, model.predicted(cells))
 
 
+class Looked(NamedTuple):
+    """What a trained network sees in the images of a table.
+
+    Attributes:
+        embeddings: (n, D).
+        cells: Feature maps, (n, C, h, w).
+    """
+
+    embeddings: Tensor
+    cells: Tensor
+
+
 @torch.no_grad()
-def pair_maps(model: CASN, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of the pairs (0, 1), (2, 3), ..."""
-    cells = model.backbone.forward_map(images)
-    first = torch.arange(0, len(images), 2, device=images.device)
-    return model.pair_attention(cells, first, first + 1)[:2]
+def look(model: CASN, records: Records, size: tuple[int, int], device: str) -> Looked:
+    """One pass over the images of a table."""
+    images = ImageDataset(records, EvalTransform(*size), ImageCache(records, *size))
+    embeddings, maps = [], []
+    for start in range(0, len(records), 64):
+        batch = torch.stack([images[i][0] for i in range(start, min(start + 64, len(records)))]).to(device)
+        cells = model.backbone.forward_map(batch)
+        embeddings.append(embedding_of(model, cells).cpu())
+        maps.append(cells.cpu().contiguous())
+    return Looked(torch.cat(embeddings), torch.cat(maps))
 
 
-def draw_test_pairs(data: ReidData, count: int, seed: int) -> list[tuple[Path, Path, int, bool]]:
-    """(query image, gallery image, query pid, same person): as many of one person, across cameras, as of two."""
+def embedding_of(model: CASN, cells: Tensor) -> Tensor:
+    """What the model in evaluation mode makes of a feature map."""
+    backbone: Any = model.backbone
+    backbone.forward_map = lambda images: images
+    try:
+        return model(cells)  # type: ignore[no-any-return]
+    finally:
+        del backbone.forward_map
+
+
+class DrawnPairs(NamedTuple):
+    """Pairs of a query and a gallery image by another camera.
+
+    Attributes:
+        query: Rows, (N,).
+        gallery: Rows, (N,).
+        same: One person, (N,).
+    """
+
+    query: Any
+    gallery: Any
+    same: Any
+
+
+def draw_test_pairs(data: ReidData, negatives: int, seed: int) -> DrawnPairs:
+    """For every query all images of the same person by other cameras, and so many of other persons."""
     rng = np.random.default_rng(seed)
     query, gallery = data.query, data.gallery
-    pairs = []
-    for i in rng.permutation(len(query)):
+    first, second, same = [], [], []
+    for i in range(len(query)):
         other = gallery.camids != query.camids[i]
-        for same in (True, False):
-            rows = np.flatnonzero(other & ((gallery.pids == query.pids[i]) == same))
-            if len(rows):
-                j = int(rng.choice(rows))
-                pairs.append((query.absolute(int(i)), gallery.absolute(j), int(query.pids[i]), same))
-        if len(pairs) >= 2 * count:
-            break
-    return pairs
+        own = gallery.pids == query.pids[i]
+        positive, negative = np.flatnonzero(other & own), np.flatnonzero(other & ~own & (gallery.pids >= 0))
+        if len(positive) and len(negative):
+            drawn = rng.choice(negative, min(negatives, len(negative)), replace=False)
+            first += [i] * (len(positive) + len(drawn))
+            second += [*positive, *drawn]
+            same += [True] * len(positive) + [False] * len(drawn)
+    return DrawnPairs(np.array(first, np.int64), np.array(second, np.int64), np.array(same, bool))
 
 
-def consistency(model: CASN, data: ReidData, size: tuple[int, int], count: int, device: str) -> dict[str, Any]:
-    """Profile distances of pairs, by identity and by pair attention; per pair, for the bootstrap."""
-    pairs = draw_test_pairs(data, count, 0)
-    prepare, loss = EvalTransform(*size), ConsistencyLoss()
-    found: dict[str, list[float]] = {"identity": [], "pair": []}
-    for start in range(0, len(pairs), 32):
-        part = pairs[start : start + 32]
-        images = torch.stack([prepare(decode(p)) for a, b, _, _ in part for p in (a, b)]).to(device)
-        same = torch.tensor([p[3] for p in part], device=device)
-        maps = identity_maps(model, images)
-        for name, (one, two) in (("identity", (maps[0::2], maps[1::2])), ("pair", pair_maps(model, images))):
-            out = loss(one, two, same)
-            found[name] += torch.where(out.defined, out.distances, torch.nan).tolist()
-    same = np.array([p[3] for p in pairs])
-    result: dict[str, Any] = {"pids": [p[2] for p in pairs], "same": same.tolist()}
-    for name, values in found.items():
-        d = np.array(values)
-        positive, negative = np.nanmean(d[same]), np.nanmean(d[~same])
-        result[name] = {
-            "positive": float(positive),
-            "negative": float(negative),
-            "gap": float(negative - positive),
-            "undefined": float(np.isnan(d).mean()),
-            "distances": [round(v, 5) for v in values],
-        }
+def fit_pair_head(model: CASN, seen: Looked, records: Records, device: str, steps: int = 300) -> None:
+    """The verification of a network that trained none: its head alone, on frozen features of the training images.
+
+    So that pair attention means the same in all arms: without, the head's weights are still all alike.
+    """
+    with torch.no_grad():
+        features = torch.cat([model.frozen_features(c.to(device)) for c in seen.cells.split(256)])
+    pids, cams = records.pids, records.camids
+    rng = np.random.default_rng(0)
+    rows = [np.flatnonzero((pids == p) & (cams != c)) for p, c in zip(pids, cams, strict=True)]
+    anchors = np.array([i for i, r in enumerate(rows) if len(r)])
+    head = model.pair
+    head.requires_grad_(True)
+    optimizer = torch.optim.Adam(head.parameters(), lr=0.01)
+    same = torch.arange(512, device=device) < 256
+    for _ in range(steps):
+        i = rng.choice(anchors, 512)
+        j = np.array([rng.choice(rows[k]) if n < 256 else rng.integers(len(pids)) for n, k in enumerate(i)])
+        right = torch.from_numpy(pids[i] == pids[j]).to(device) == same  # of the drawn others a few are the same
+        q = head(features[torch.from_numpy(i).to(device)], features[torch.from_numpy(j).to(device)])
+        loss = functional.binary_cross_entropy_with_logits(q, same.to(q.dtype), right.to(q.dtype))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def pair_distances(
+    model: CASN, pairs: DrawnPairs, query: Looked, gallery: Looked, device: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Profile distances of test pairs, NaN where a map has no profile, by three attentions; and the predicted classes.
+
+    identity: of the class that each image is taken for. feature: of the sum of all elements of the feature, so that
+    neither classes nor partners play a part. pair: of the elements that the verification marks.
+    """
+    loss = ConsistencyLoss()
+    found: dict[str, Any] = {}
+    classes = [torch.cat([model.predicted(c.to(device)) for c in side.cells.split(256)]) for side in (query, gallery)]
+
+    def identity(cells: Tensor, chosen: Tensor) -> Tensor:
+        return model.identity_attention(cells, chosen)
+
+    def feature(cells: Tensor, chosen: Tensor) -> Tensor:
+        return model._attention(cells, torch.ones_like(model.frozen_features(cells)))
+
+    for name, attention in (("identity", identity), ("feature", feature)):
+        profiles, constant = [], []
+        for side, chosen in zip((query, gallery), classes, strict=True):
+            made = [
+                loss.profile(attention(c.to(device), k))
+                for c, k in zip(side.cells.split(256), chosen.split(256), strict=True)
+            ]
+            profiles.append(torch.cat([m[0] for m in made]).cpu())
+            constant.append(torch.cat([m[1] for m in made]).cpu())
+        d = (profiles[0][pairs.query] - profiles[1][pairs.gallery]).norm(dim=1)
+        found[name] = d.masked_fill(constant[0][pairs.query] | constant[1][pairs.gallery], torch.nan).numpy()
+
+    features = [
+        torch.cat([model.frozen_features(c.to(device)) for c in side.cells.split(256)]) for side in (query, gallery)
+    ]
+    distances, shares = [], []
+    for start in range(0, len(pairs.query), 1024):
+        i, j = (torch.from_numpy(rows[start : start + 1024]) for rows in (pairs.query, pairs.gallery))
+        chosen = model.pair.indicator(features[0][i.to(device)], features[1][j.to(device)])
+        one = model._attention(query.cells[i].to(device), chosen.first)
+        two = model._attention(gallery.cells[j].to(device), chosen.second)
+        out = loss(one, two, torch.ones(len(i), dtype=torch.bool, device=device))
+        distances.append(torch.where(out.defined, out.distances, torch.nan).cpu())
+        shares.append(chosen.share.cpu())
+    found["pair"] = torch.cat(distances).numpy()
+    agree = classes[0].cpu()[pairs.query] == classes[1].cpu()[pairs.gallery]
+    extra = {
+        "indicator": float(torch.cat(shares).mean()),
+        "same_class_positive": float(agree[pairs.same].float().mean()),
+        "same_class_negative": float(agree[~pairs.same].float().mean()),
+    }
+    return found, extra
+
+
+def by_query(distances: Any, pairs: DrawnPairs) -> dict[str, list[float]]:
+    """Of each query its mean positive and negative distance, and the share of comparisons that the positive wins.
+
+    A comparison is one positive and one negative pair of the query; equal ones count half. NaN: nothing to compare.
+    """
+    rows: dict[str, list[float]] = {"positive": [], "negative": [], "closer": []}
+    cuts = np.flatnonzero(np.diff(pairs.query)) + 1
+    for d, same in zip(np.split(distances, cuts), np.split(pairs.same, cuts), strict=True):
+        valid = np.isfinite(d)
+        p, n = d[same & valid], d[~same & valid]
+        both = len(p) > 0 and len(n) > 0
+        wins = (p[:, None] < n).mean() + 0.5 * (p[:, None] == n).mean() if both else np.nan
+        for key, value in (("positive", p.mean() if both else np.nan), ("negative", n.mean() if both else np.nan),
+                           ("closer", wins)):  # fmt: skip
+            rows[key].append(round(float(value), 5))
+    return rows
+
+
+def summary(rows: dict[str, list[float]]) -> dict[str, float]:
+    """Means over the queries."""
+    positive, negative, closer = (float(np.nanmean(rows[k])) for k in ("positive", "negative", "closer"))
+    gap = negative - positive
+    relative = gap / max(1e-9, (negative + positive) / 2)
+    return {"positive": positive, "negative": negative, "gap": gap, "relative": relative, "closer": closer}
+
+
+def consistency(model: CASN, data: ReidData, query: Looked, gallery: Looked, negatives: int, device: str) -> Any:
+    """Profile distances of test pairs by every attention, and per query, for the bootstrap."""
+    pairs = draw_test_pairs(data, negatives, 0)
+    found, result = pair_distances(model, pairs, query, gallery, device)
+    result["pids"] = [int(p) for p in data.query.pids[np.unique(pairs.query)]]
+    for name, d in found.items():
+        rows = by_query(d, pairs)
+        result[name] = {**summary(rows), "undefined": float(np.isnan(d).mean()), "queries": rows}
     return result
 
 
@@ -254,42 +454,46 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
     if path.exists():
         return
     config = settings_of(arm, seed, options)
-    begin, cpu = time.perf_counter(), time.process_time()
     metrics = train(config)
-    seconds, cpu_seconds = time.perf_counter() - begin, time.process_time() - cpu
-    method = module_of(ARMS[arm][0])
-    data = load(config.data.name, None, **config.data.options)
-    task, _ = method.build(config, data)
+    task, _ = module_of(ARMS[arm][0]).build(config, load(config.data.name, None, **config.data.options))
     load_weights(task.model, Path(config.out) / "weights.safetensors")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    task.to(device).eval()
-    size = (config.data.height, config.data.width)
-    ranking = task.evaluate()
     content = {
         "arm": arm,
         "seed": seed,
-        "seconds": round(seconds),
-        "cpu_seconds": round(cpu_seconds),
+        "seconds": {k: round(v) for k, v in metrics["seconds"].items()},
         "config": metrics["config"],
-        "before": metrics["before"],
-        "rank1": float(ranking.cmc[0]),
-        "mAP": ranking.mean_ap,
-        "ap": [round(float(a), 6) for a in ranking.ap],
-        "first": [int(f) for f in ranking.first_match],
-        "pids": [int(p) for p in data.query.pids],
-        **measures(task.model, data, size, options.pairs, device),
+        **measures(task.model.eval(), prepared(options), config, options),
     }
     with write_whole(path) as stream:
         stream.write((json.dumps(content) + "\n").encode())
     if not options.keep:
         shutil.rmtree(config.out)
+    print(f"{arm:<8} seed {seed}  {line(content)}  {content['seconds']['wall']} s", flush=True)
+
+
+def line(content: dict[str, Any]) -> str:
+    """A result in one line of text."""
     c, s, m = content["consistency"], content["shift"], content["mass"]
-    print(
-        f"{arm:<8} seed {seed}  rank-1 {100 * content['rank1']:5.1f}  mAP {100 * content['mAP']:5.1f}  gap identity "
-        f"{c['identity']['gap']:.3f} pair {c['pair']['gap']:.3f}  follows {100 * s['followed']:.0f} %  mass "
-        f"{100 * m['mass']:.1f} %  {seconds:.0f} s",
-        flush=True,
+    seen = "  ".join(
+        f"{k} {c[k]['positive']:.3f} {c[k]['negative']:.3f} closer {100 * c[k]['closer']:.1f} %" for k in KINDS
     )
+    return (
+        f"rank-1 {100 * content['rank1']:5.1f}  mAP {100 * content['mAP']:5.1f}  {seen}  follows "
+        f"{100 * s['followed']:.0f} %  mass {100 * m['mass']:.1f} %"
+    )
+
+
+def start(options: argparse.Namespace) -> None:
+    """Scores of the weights that PCB starts from, whose embedding needs no trained head."""
+    path = options.out / "before.json"
+    if path.exists():
+        return
+    config = settings_of("sampler", 0, options)
+    task, module = module_of("casn").build(config, load(config.data.name, None, **config.data.options))
+    task.prepare(module)
+    ranking, _, _ = scores(task.model.eval(), prepared(options), config, "cpu")
+    with write_whole(path) as stream:
+        stream.write((json.dumps({"rank1": float(ranking.cmc[0]), "mAP": ranking.mean_ap}) + "\n").encode())
 
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
@@ -301,54 +505,105 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return runs
 
 
-def gaps(runs: list[dict[str, Any]], which: str) -> tuple[Any, Any]:
-    """Negative minus positive distance of each query that has both, averaged over seeds; the queries' identities."""
-    c = runs[0]["consistency"]
-    same, pids = np.array(c["same"]), np.array(c["pids"])
-    d = np.nanmean([run["consistency"][which]["distances"] for run in runs], 0)
-    twice = np.flatnonzero(same[:-1] & ~same[1:] & (pids[:-1] == pids[1:]))  # drawn one after the other
-    return d[twice + 1] - d[twice], pids[twice]
+def columns(runs: list[dict[str, Any]], kind: str) -> Any:
+    """Positive, negative, closer of each query, averaged over seeds: (queries, 3)."""
+    keys = ("positive", "negative", "closer")
+    each = [[run["consistency"][kind]["queries"][k] for k in keys] for run in runs]
+    return np.mean(np.array(each, np.float64), 0).T
+
+
+def relative_gap(means: Any) -> Any:
+    """(..., 3) of `columns` -> gap over mean distance."""
+    positive, negative = means[..., 0], means[..., 1]
+    return 2 * (negative - positive) / (negative + positive)
+
+
+def bootstrap(a: Any, b: Any, ids: Any, statistic: Any, draws: int = 4000) -> tuple[float, float, float]:
+    """statistic(means of b) - statistic(means of a) and its 95 % interval over drawn identities; a, b (Q, columns)."""
+    valid = np.isfinite(a).all(1) & np.isfinite(b).all(1)
+    who, index = np.unique(np.asarray(ids)[valid], return_inverse=True)
+    both = np.concatenate([a, b, np.ones((len(a), 1))], 1)[valid]
+    total = np.stack([np.bincount(index, c, len(who)) for c in both.T], 1)  # (identities, columns)
+    times = np.random.default_rng(0).multinomial(len(who), np.full(len(who), 1 / len(who)), draws)
+
+    def difference(sums: Any) -> Any:
+        means = sums[..., :-1] / sums[..., -1:]
+        return statistic(means[..., a.shape[1] :]) - statistic(means[..., : a.shape[1]])
+
+    low, high = np.quantile(difference(times @ total), [0.025, 0.975])
+    return float(difference(total.sum(0))), float(low), float(high)
 
 
 def table(folder: Path, against: str) -> list[str]:
     """Markdown: mean over seeds, and paired bootstraps over identities against one arm."""
     runs = read(folder)
-    lines = [
-        f"| arm | seeds | rank-1 | mAP | mAP - {against} (95 %) | gap, identity | gap, pair "
-        f"| gap, pair - {against} (95 %) | follows a shift | mass on the person |",
-        "|" + "---|" * 10,
-    ]
     base = runs.get(against)
-    for arm in (arm for arm in ARMS if arm in runs):
+    lines = [
+        f"| arm | seeds | rank-1 | mAP | rank-1 - {against} (95 %) | mAP - {against} (95 %) | follows a shift "
+        "| mass on the person | minutes |",
+        "|" + "---|" * 9,
+    ]
+    arms = [arm for arm in ARMS if arm in runs]
+    for arm in arms:
         found = runs[arm]
-
-        def mean(of: Any, scale: float = 100.0, digits: int = 1, found: Any = found) -> str:
-            values = [scale * of(run) for run in found]
-            spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-            return f"{statistics.mean(values):.{digits}f}{spread}"
-
         other = ["", ""]
         if base and arm != against:
-            first, second = (np.mean([run["ap"] for run in group], 0) for group in (base, found))
-            d = paired_bootstrap(first, second, base[0]["pids"])
-            other[0] = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} .. {100 * d.high:+.1f})"
-            (a, ids), (b, _) = gaps(base, "pair"), gaps(found, "pair")
-            d = paired_bootstrap(a, b, ids)
-            other[1] = f"{d.mean:+.3f} ({d.low:+.3f} .. {d.high:+.3f})"
+            for k, of in enumerate((lambda run: (np.array(run["first"]) == 1).astype(float), lambda run: run["ap"])):
+                first, second = (np.mean([of(run) for run in group], 0) for group in (base, found))
+                d = paired_bootstrap(first, second, base[0]["pids"])
+                other[k] = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} .. {100 * d.high:+.1f})"
         cells = [
             arm,
             str(len(found)),
-            mean(lambda run: run["rank1"]),
-            mean(lambda run: run["mAP"]),
-            other[0],
-            mean(lambda run: run["consistency"]["identity"]["gap"], 1, 3),
-            mean(lambda run: run["consistency"]["pair"]["gap"], 1, 3),
-            other[1],
-            mean(lambda run: run["shift"]["followed"], 100, 0) + " %",
-            mean(lambda run: run["mass"]["mass"]) + " %",
+            spread([100 * run["rank1"] for run in found], 1),
+            spread([100 * run["mAP"] for run in found], 1),
+            *other,
+            spread([100 * run["shift"]["followed"] for run in found], 0) + " %",
+            spread([100 * run["mass"]["mass"] for run in found], 1) + " %",
+            f"{statistics.mean(run['seconds']['cpu'] for run in found) / 60:.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    for kind in KINDS:
+        lines += [
+            "",
+            f"| {kind} attention | positive | negative | gap | relative gap | - {against} (95 %) | closer "
+            f"| - {against} (95 %) |",
+            "|" + "---|" * 8,
+        ]
+        for arm in arms:
+            found = [run["consistency"][kind] for run in runs[arm]]
+            other = ["", ""]
+            if base and arm != against:
+                a, b = columns(base, kind), columns(runs[arm], kind)
+                ids = base[0]["consistency"]["pids"]
+                d, low, high = bootstrap(a, b, ids, relative_gap)
+                other[0] = f"{d:+.3f} ({low:+.3f} .. {high:+.3f})"
+                d, low, high = bootstrap(a, b, ids, lambda means: 100 * means[..., 2])
+                other[1] = f"{d:+.1f} ({low:+.1f} .. {high:+.1f})"
+            cells = [
+                arm,
+                *(spread([c[k] for c in found], 3) for k in ("positive", "negative", "gap", "relative")),
+                other[0],
+                spread([100 * c["closer"] for c in found], 1) + " %",
+                other[1],
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
+
+
+def spread(values: list[float], digits: int) -> str:
+    """Mean, and the standard deviation where there are several."""
+    more = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{more}"
+
+
+def brief(run: dict[str, Any]) -> dict[str, Any]:
+    """A result without what it holds of every query."""
+    kept = {k: v for k, v in run.items() if k not in ("ap", "first", "pids")}
+    seen = {k: v for k, v in run["consistency"].items() if k != "pids"}
+    for kind in KINDS:
+        seen[kind] = {k: v for k, v in seen[kind].items() if k != "queries"}
+    return kept | {"consistency": seen}
 
 
 def trained(run: Path) -> tuple[CASN, tuple[int, int]]:
@@ -360,36 +615,52 @@ def trained(run: Path) -> tuple[CASN, tuple[int, int]]:
     return model.eval(), (card["size"][0], card["size"][1])
 
 
-def measures(model: CASN, data: ReidData, size: tuple[int, int], pairs: int, device: str) -> dict[str, Any]:
-    """Everything about the attention."""
+def scores(model: CASN, data: ReidData, config: Any, device: str) -> tuple[Ranking, Looked, Looked]:
+    """R1 and mAP, and what the network saw in queries and gallery."""
+    size = (config.data.height, config.data.width)
+    model.to(device)
+    query, gallery = (look(model, records, size, device) for records in (data.query, data.gallery))
+    q, g = data.query, data.gallery
+    ranking = rank(query.embeddings, gallery.embeddings, q.pids, g.pids, q.camids, g.camids, protocol=config.protocol)
+    return ranking, query, gallery
+
+
+def measures(model: CASN, data: ReidData, config: Any, options: argparse.Namespace) -> dict[str, Any]:
+    """Scores and everything about the attention of a trained network, on the test identities."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = (config.data.height, config.data.width)
+    ranking, query, gallery = scores(model, data, config, device)
+    if not config.loss.siamese:
+        fit_pair_head(model, look(model, data.train, size, device), data.train, device)
     return {
-        "consistency": consistency(model, data, size, pairs, device),
-        "shift": shift_response(model, data, size, pairs, device),
+        "rank1": float(ranking.cmc[0]),
+        "mAP": ranking.mean_ap,
+        "ap": [round(float(a), 6) for a in ranking.ap],
+        "first": [int(f) for f in ranking.first_match],
+        "pids": [int(p) for p in data.query.pids],
+        "consistency": consistency(model, data, query, gallery, options.negatives, device),
+        "shift": shift_response(model, data, size, options.moved, device),
         "mass": mass_on_person(model, size, 240, device),
     }
 
 
-def measure(runs: list[Path], pairs: int, path: Path | None) -> None:
+def measure(options: argparse.Namespace) -> None:
     """Scores and attention of trained networks, on the test identities of the data they were trained with."""
     found = []
-    for run in runs:
-        metrics = json.loads((run / "metrics.json").read_text())
-        config = metrics["config"]["data"]
-        model, size = trained(run)
-        data = load(config["name"], config["root"], **config["options"])
-        result = {"run": run.name, **metrics, **measures(model, data, size, pairs, "cpu")}
-        found.append(result)
-        c, s, m, scores = result["consistency"], result["shift"], result["mass"], metrics["history"][-1]
-        print(
-            f"{run.name:<16} rank-1 {100 * scores['rank1']:5.1f}  mAP {100 * scores['mAP']:5.1f}  distance of positive "
-            f"and negative pairs, identity {c['identity']['positive']:.3f} {c['identity']['negative']:.3f} pair "
-            f"{c['pair']['positive']:.3f} "
-            f"{c['pair']['negative']:.3f}  follows {100 * s['followed']:3.0f} %  "
-            f"mass {100 * m['mass']:.1f} % (person {100 * m['cells']:.1f} %)",
-            flush=True,
-        )
-    if path:
-        with write_whole(path) as stream:
+    for run in options.runs:
+        stored = json.loads((run / "metrics.json").read_text())["config"]
+        name = json.loads((run / "card.json").read_text())["model"]["options"]["base"]
+        config = module_of("casn").Config()
+        known = stored["data"]
+        config.data.height, config.data.width = known["height"], known["width"]
+        config.protocol, config.loss.siamese = stored["protocol"], stored["loss"]["siamese"]
+        model, _ = trained(run)
+        data = load(known["name"], known["root"], **known["options"])
+        result = {"run": run.name, "base": name, "config": stored, **measures(model, data, config, options)}
+        found.append(brief(result))
+        print(f"{run.name:<16} {line(result)}", flush=True)
+    if options.json:
+        with write_whole(options.json) as stream:
             stream.write((json.dumps({"runs": found}) + "\n").encode())
 
 
@@ -413,13 +684,15 @@ def main(arguments: list[str] | None = None) -> None:
     running = commands.add_parser("run", help="run the arms that have no result yet")
     running.add_argument("--preset", choices=list(PRESETS), default="cpu")
     running.add_argument("--weights", help="of the backbone; none: random")
-    running.add_argument("--data", default="cuhk03_np_detected")
+    running.add_argument("--data", default="cuhk03_np_detected", help="a name, or a .json")
+    running.add_argument("--images", help="of a .json: the folder of its images")
     running.add_argument("--ids", type=int, help="training identities, 0: all; default: the preset's")
     running.add_argument("--test-ids", type=int, help="test identities, 0: all; default: the preset's")
     running.add_argument("--out", type=Path, required=True)
     running.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS), metavar="ARM")
     running.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    running.add_argument("--pairs", type=int, default=500, help="test pairs of each kind for the attention's figures")
+    running.add_argument("--negatives", type=int, default=10, help="pairs of two persons for each query")
+    running.add_argument("--moved", type=int, default=500, help="pictures that are moved down")
     running.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="settings of all arms")
     running.add_argument("--keep", action="store_true", help="keep checkpoints and weights of finished runs")
     shown = commands.add_parser("table", help="mean, spread and paired bootstrap of what is finished")
@@ -432,11 +705,23 @@ def main(arguments: list[str] | None = None) -> None:
     drawn.add_argument("--pairs", type=int, default=5)
     weighed = commands.add_parser("measure", help="scores and attention of trained networks")
     weighed.add_argument("--runs", nargs="+", type=Path, required=True, help="folders of reidfast train")
-    weighed.add_argument("--pairs", type=int, default=500)
+    weighed.add_argument("--negatives", type=int, default=10)
+    weighed.add_argument("--moved", type=int, default=500)
     weighed.add_argument("--json", type=Path)
+    held = commands.add_parser("holdout", help="a split of training identities alone, to choose settings with")
+    held.add_argument("--data", default="cuhk03_np_detected")
+    held.add_argument("--images")
+    held.add_argument("--ids", type=int, default=100)
+    held.add_argument("--test-ids", type=int, default=100)
+    held.add_argument("--json", type=Path, required=True)
     options = parser.parse_args(arguments)
     if options.command == "measure":
-        measure(options.runs, options.pairs, options.json)
+        measure(options)
+        return
+    if options.command == "holdout":
+        data = source(options)
+        write_split(options.json, f"{data.name}, training identities", holdout(data, options.ids, options.test_ids, 0))
+        print(data.train.root)
         return
     if options.command == "figure":
         figure(options.runs, options.png, options.pairs)
@@ -445,19 +730,21 @@ def main(arguments: list[str] | None = None) -> None:
         lines = table(options.out, options.against)
         print("\n".join(lines))
         if options.json:
-            runs = [run for found in read(options.out).values() for run in found]
+            runs = [brief(run) for found in read(options.out).values() for run in found]
+            settings, before = (json.loads((options.out / f"{n}.json").read_text()) for n in ("settings", "before"))
+            content = {"settings": settings, "before": before, "table": lines, "runs": runs}
             with write_whole(options.json) as stream:
-                settings = json.loads((options.out / "settings.json").read_text())
-                stream.write((json.dumps({"settings": settings, "table": lines, "runs": runs}) + "\n").encode())
+                stream.write((json.dumps(content, indent=1) + "\n").encode())
         return
     options.set = [f"--{item.removeprefix('--')}" for item in options.set]
     options.out.mkdir(parents=True, exist_ok=True)
-    mine = {n: getattr(options, n) for n in ("preset", "data", "ids", "test_ids", "pairs", "set")}
+    mine = {n: getattr(options, n) for n in ("preset", "data", "ids", "test_ids", "negatives", "moved", "set")}
     kept = options.out / "settings.json"
     if kept.exists() and json.loads(kept.read_text()) != mine:
         raise SystemExit(f"{options.out} holds runs with other settings ({kept}); choose another --out")
     with write_whole(kept) as stream:
         stream.write((json.dumps(mine) + "\n").encode())
+    start(options)
     for seed in options.seeds:  # seed by seed, so that a table over all arms is there early
         for arm in options.arms:
             run_arm(arm, seed, options)

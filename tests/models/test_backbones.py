@@ -78,6 +78,16 @@ def test_last_stride_changes_the_map_and_no_key(name):
     assert {k: v.shape for k, v in one.state_dict().items()} == {k: v.shape for k, v in two.state_dict().items()}
 
 
+def test_osnet_without_its_last_halving_keeps_its_weights():
+    images = torch.rand(1, 3, 64, 32)
+    one, two = create_model("osnet_x0_25", last_stride=1).eval(), create_model("osnet_x0_25").eval()
+    one.load_state_dict(two.state_dict())
+    assert one.forward_map(images).shape[2:] == (8, 4) and two.forward_map(images).shape[2:] == (4, 2)
+    assert one.stride == 8 and two.stride == 16
+    with pytest.raises(ValueError, match="last_stride 1 or 2, got 3"):
+        create_model("osnet_x0_25", last_stride=3)
+
+
 def test_resnet50_keys_are_torchvisions():
     keys = set(create_model("resnet50").state_dict())
     expected = {"conv1.weight"} | {f"bn1.{end}" for end in BN}

@@ -107,15 +107,14 @@ class OSBlock(nn.Module):
 
 
 class OSNet(Backbone):
-    """OSNet of any width; stride 16, so 256 x 128 pixels become a 16 x 8 map.
+    """OSNet of any width; stride 16, so 256 x 128 pixels become a 16 x 8 map, unless `last_stride` is 1.
 
     Args:
         channels: Width of the stem and of the three stages; `OSNET_CHANNELS` lists the published ones.
         feature_size: D of the fully connected layer behind the pooled map; None leaves it out, D is then the map's C.
         instance_norm: Instance norm in the stem and at the end of the blocks of the first stage (OSNet-IBN).
+        last_stride: 2 is the published network; 1 leaves its last halving out (stride 8 in all, the same weights).
     """
-
-    stride = 16
 
     def __init__(
         self,
@@ -123,20 +122,23 @@ class OSNet(Backbone):
         *,
         feature_size: int | None = 512,
         instance_norm: bool = False,
+        last_stride: int = 2,
     ):
         super().__init__()
+        if last_stride not in (1, 2):
+            raise ValueError(f"osnet: expected last_stride 1 or 2, got {last_stride}")
         stem, first, second, third = channels
         self.conv1 = ConvUnit(3, stem, 7, 2, instance=instance_norm)
         self.conv2 = nn.Sequential(
             OSBlock(stem, first, instance=instance_norm), OSBlock(first, first, instance=instance_norm), _halve(first)
         )
-        self.conv3 = nn.Sequential(OSBlock(first, second), OSBlock(second, second), _halve(second))
+        self.conv3 = nn.Sequential(OSBlock(first, second), OSBlock(second, second), _halve(second, last_stride))
         self.conv4 = nn.Sequential(OSBlock(second, third), OSBlock(third, third))
         self.conv5 = ConvUnit(third, third)
         self.fc = None
         if feature_size is not None:
             self.fc = nn.Sequential(nn.Linear(third, feature_size), nn.BatchNorm1d(feature_size), nn.ReLU())
-        self.out_channels = third
+        self.out_channels, self.stride = third, 8 * last_stride
         self.feature_size = third if feature_size is None else feature_size
         self._initialise()
 
@@ -150,7 +152,7 @@ class OSNet(Backbone):
                 nn.init.zeros_(module.bias)
 
     def forward_map(self, images: Tensor) -> Tensor:
-        """Feature map `[B, C, H / 16, W / 16]` of `images [B, 3, H, W]`."""
+        """Feature map `[B, C, H / stride, W / stride]` of `images [B, 3, H, W]`."""
         x = F.max_pool2d(self.conv1(images), 3, 2, 1)
         return self.conv5(self.conv4(self.conv3(self.conv2(x))))
 
@@ -160,5 +162,5 @@ class OSNet(Backbone):
         return pooled if self.fc is None else self.fc(pooled)
 
 
-def _halve(channels: int) -> nn.Sequential:
-    return nn.Sequential(ConvUnit(channels, channels), nn.AvgPool2d(2))
+def _halve(channels: int, stride: int = 2) -> nn.Sequential:
+    return nn.Sequential(ConvUnit(channels, channels), nn.AvgPool2d(2) if stride == 2 else nn.Identity())
