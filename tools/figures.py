@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Writes the figures of README.md from benchmarks/results/*.json: ``python tools/figures.py`` (``--check``: only
-compare).
+"""Writes the figures of README.md and docs/ from benchmarks/results/*.json: ``python tools/figures.py`` (``--check``:
+only compare).
 
 Between ``<!-- figures: FILE -->`` and ``<!-- end figures -->`` stands a table made from benchmarks/results/FILE; FILE
-may be a pattern such as training-*.json, whose files make one table.
+may be a pattern such as training-*.json, whose files make one table. ``<!-- wanted figures: FILE -->``: the rows alone
+for which the project has set itself a target, met or missed.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-BLOCK = re.compile(r"(<!-- figures: (\S+) -->\n)(.*?)(<!-- end figures -->)", re.DOTALL)
+BLOCK = re.compile(r"(<!-- (wanted )?figures: (\S+) -->\n)(.*?)(<!-- end figures -->)", re.DOTALL)
 
 
 def milliseconds(seconds: float) -> str:
@@ -24,15 +25,15 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1e3:.3g} ms" if seconds < 1 else f"{seconds:.3g} s"
 
 
-def table(report: dict[str, Any]) -> str:
+def table(report: dict[str, Any], all_rows: bool = True) -> str:
     """One row per entry, shape and baseline; lost cases included."""
     if "overhead" in report:
         lines = ["| op | call overhead, forward with gradient, in `torch.mul`s |", "|---|---|"]
         lines += [f"| `{name}` | {ratio:.1f} |" for name, ratio in report["overhead"].items()]
         return "\n".join(lines) + "\n"
     if "parts" in report:
-        return "\n".join(part_table(name, part) for name, part in report["parts"].items())
-    return "\n".join([where(report["environment"]), "", *result_rows(report["results"])]) + "\n"
+        return "\n".join(part_table(name, part, all_rows) for name, part in report["parts"].items())
+    return "\n".join([where(report["environment"]), "", *result_rows(report["results"], all_rows)]) + "\n"
 
 
 def where(e: dict[str, Any]) -> str:
@@ -43,7 +44,7 @@ def where(e: dict[str, Any]) -> str:
     )
 
 
-def result_rows(results: list[dict[str, Any]]) -> list[str]:
+def result_rows(results: list[dict[str, Any]], all_rows: bool) -> list[str]:
     """The table of times."""
     lines = [
         "| what | size | ours | baseline | ours is faster by | wanted |",
@@ -53,6 +54,8 @@ def result_rows(results: list[dict[str, Any]]) -> list[str]:
         ours = milliseconds(row["times_s"]["reidfast"]["p50"])
         for name, ratio in row["ratios"].items():
             target = row["targets"].get(name)
+            if target is None and not all_rows:
+                continue
             wanted = (
                 ""
                 if target is None
@@ -64,14 +67,16 @@ def result_rows(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-def part_table(name: str, part: dict[str, Any]) -> str:
+def part_table(name: str, part: dict[str, Any], all_rows: bool) -> str:
     """One part of benchmarks/reranking.py: times, facts, or time and memory against gallery size."""
     lines = [f"`{name}`: {where(part['environment'])}", ""]
     if "results" in part:
-        lines += [*result_rows(part["results"]), ""]
+        lines += [*result_rows(part["results"], all_rows), ""]
     if "facts" in part:
         lines += ["| what | found | wanted |", "|---|---|---|"]
         for fact in part["facts"]:
+            if not fact["wanted"] and not all_rows:
+                continue
             wanted = fact["wanted"] + (", **missed**" if fact["met"] is False else "")
             lines.append(f"| {fact['what']} | {fact['value']} | {wanted} |")
         lines.append("")
@@ -119,7 +124,7 @@ def training_table(reports: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def read(name: str) -> str:
+def read(name: str, all_rows: bool = True) -> str:
     """The table of a file, or of those that a pattern names."""
     paths = sorted((ROOT / "benchmarks" / "results").glob(name))
     if not paths:
@@ -127,23 +132,26 @@ def read(name: str) -> str:
     reports = [json.loads(path.read_text()) for path in paths]
     if "training" in reports[0]:
         return training_table(reports)
-    return "\n".join(table(report) for report in reports)
+    return "\n".join(table(report, all_rows) for report in reports)
 
 
 def main() -> int:
-    """Rewrite, or with --check report a README that does not match its files."""
-    readme = ROOT / "README.md"
-    text = readme.read_text()
+    """Rewrite, or with --check report pages that do not match their files."""
 
     def fill(match: re.Match[str]) -> str:
-        return match[1] + "\n" + read(match[2]) + "\n" + match[4]
+        return match[1] + "\n" + read(match[3], all_rows=not match[2]) + "\n" + match[5]
 
-    new = BLOCK.sub(fill, text)
-    if "--check" in sys.argv[1:]:
+    stale = []
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = page.read_text()
+        new = BLOCK.sub(fill, text)
         if new != text:
-            print("README.md does not match benchmarks/results; run python tools/figures.py", file=sys.stderr)
-        return int(new != text)
-    readme.write_text(new)
+            stale.append(str(page.relative_to(ROOT)))
+            if "--check" not in sys.argv[1:]:
+                page.write_text(new)
+    if stale and "--check" in sys.argv[1:]:
+        print(f"{', '.join(stale)}: not what benchmarks/results says; run python tools/figures.py", file=sys.stderr)
+        return 1
     return 0
 
 

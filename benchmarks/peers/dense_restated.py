@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Re-ranking and Jaccard distances with dense matrices, in our words, where the peers' own code is not installed."""
+"""Re-ranking and Jaccard distances with dense matrices, in our words, where the peers' own code is not installed.
+
+In the dtype of the features: float32 is what the peers do, float64 settles who is right.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,9 @@ def square_distances(x: Tensor, y: Tensor) -> Array:
     return (x.square().sum(1, keepdim=True) + y.square().sum(1)).addmm_(x, y.T, alpha=-2).numpy()
 
 
-def dense_weights(rank: Array, weigh: Callable[[int, Array], Array], near: int, half: int, k2: int) -> Array:
+def dense_weights(
+    rank: Array, weigh: Callable[[int, Array], Array], near: int, half: int, k2: int, dtype: Any = np.float32
+) -> Array:
     """V as a dense matrix with a Python loop over items, as torchreid, fast-reid and OpenUnReID make it."""
     n = len(rank)
 
@@ -28,7 +33,7 @@ def dense_weights(rank: Array, weigh: Callable[[int, Array], Array], near: int, 
         forward = rank[i, :k]
         return forward[np.where(rank[forward, :k] == i)[0]]
 
-    v = np.zeros((n, n), np.float32)
+    v = np.zeros((n, n), dtype)
     for i in range(n):
         own = reciprocal(i, near)
         grown = own
@@ -49,9 +54,9 @@ def dense_weights(rank: Array, weigh: Callable[[int, Array], Array], near: int, 
 def dense_jaccard(v: Array, rows: int) -> Array:
     """Jaccard distances by inverted lists over a dense V."""
     lists = [np.where(v[:, j] != 0)[0] for j in range(len(v))]
-    out = np.empty((rows, len(v)), np.float32)
+    out = np.empty((rows, len(v)), v.dtype)
     for i in range(rows):
-        minima = np.zeros(len(v), np.float32)
+        minima = np.zeros(len(v), v.dtype)
         for j in np.where(v[i] != 0)[0]:
             minima[lists[j]] += np.minimum(v[i, j], v[lists[j], j])
         out[i] = 1 - minima / (2 - minima)
@@ -62,7 +67,7 @@ def argsort_pattern(q: Tensor, g: Tensor, k1: int = 20, k2: int = 6, lambda_: fl
     """Three distance matrices, full argsort, dense V: what torchreid does from features on."""
     distances = [square_distances(a, b) for a, b in ((q, g), (q, q), (g, g))]
     whole = np.block([[distances[1], distances[0]], [distances[0].T, distances[2]]])
-    whole = np.power(whole, 2).astype(np.float32)
+    whole = np.power(whole, 2)
     whole = np.transpose(whole / whole.max(0))
     rank = np.argsort(whole).astype(np.int32)
 
@@ -70,7 +75,7 @@ def argsort_pattern(q: Tensor, g: Tensor, k1: int = 20, k2: int = 6, lambda_: fl
         weights = np.exp(-whole[i, others])
         return np.asarray(weights / weights.sum())
 
-    v = dense_weights(rank, weigh, k1 + 1, round(k1 / 2) + 1, k2)
+    v = dense_weights(rank, weigh, k1 + 1, round(k1 / 2) + 1, k2, whole.dtype)
     return np.asarray((dense_jaccard(v, len(q)) * (1 - lambda_) + whole[: len(q)] * lambda_)[:, len(q) :])
 
 

@@ -259,41 +259,43 @@ void rerank_expand(const int32_t* ids, int64_t k, const SparseRows& v, int64_t n
   }
 }
 
-void rerank_jaccard(const SparseRows& v, const SparseRows& inverse, int64_t targets, bool store_half, int64_t begin,
-                    int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr, int32_t* columns,
-                    float* distances) {
-  for (int64_t i = begin; i < end; ++i) {
-    for (int64_t e = v.indptr[i]; e < v.indptr[i + 1]; ++e) {
-      const int32_t c = v.column[e];
-      const int64_t first = inverse.indptr[c], last = inverse.indptr[c + 1];
-      for (int64_t f = first; f < last; ++f) {
-        const int32_t j = inverse.column[f];
-        bits[j / 64] |= uint64_t(1) << (j % 64);
+void rerank_jaccard_row(const SparseRows& v, const SparseRows& inverse, int64_t targets, bool store_half, int64_t i,
+                        float* sum, uint64_t* bits, int32_t* columns, float* distances, int64_t* size) {
+  const int64_t first = v.indptr[i], last = v.indptr[i + 1];
+  int64_t additions = 0;
+  for (int64_t e = first; e < last; ++e) additions += inverse.indptr[v.column[e] + 1] - inverse.indptr[v.column[e]];
+  // Where much is shared, reading all sums is cheaper than marking which were touched.
+  const bool mark = additions * 8 < targets;
+  for (int64_t e = first; e < last; ++e) {
+    const float own = v.value[e];
+    const int64_t f0 = inverse.indptr[v.column[e]], f1 = inverse.indptr[v.column[e] + 1];
+    if (mark)
+      for (int64_t f = f0; f < f1; ++f) bits[inverse.column[f] / 64] |= uint64_t(1) << (inverse.column[f] % 64);
+    if (store_half)
+      for (int64_t f = f0; f < f1; ++f) {
+        float& total = sum[inverse.column[f]];
+        total = half(total + std::min(own, inverse.value[f]));
       }
-      if (!indptr) continue;
-      const float own = v.value[e];
-      if (store_half) {
-        for (int64_t f = first; f < last; ++f) {
-          float& total = sum[inverse.column[f]];
-          total = half(total + std::min(own, inverse.value[f]));
-        }
-      } else {
-        for (int64_t f = first; f < last; ++f) sum[inverse.column[f]] += std::min(own, inverse.value[f]);
-      }
-    }
-    int64_t at = indptr ? indptr[i] : 0;
-    drain(bits, targets, [&](int64_t j) {
-      if (indptr) {
-        const float m = sum[j];
-        sum[j] = 0.0f;
-        const float d = store_half ? half(1.0f - half(m / half(2.0f - m))) : 1.0f - m / (2.0f - m);
-        columns[at] = static_cast<int32_t>(j);
-        distances[at] = std::max(d, 0.0f);
-      }
-      ++at;
-    });
-    if (!indptr) sizes[i] = at;
+    else
+      for (int64_t f = f0; f < f1; ++f) sum[inverse.column[f]] += std::min(own, inverse.value[f]);
   }
+  int64_t n = 0;
+  const auto keep = [&](int64_t j) {
+    columns[n] = static_cast<int32_t>(j);
+    distances[n] = sum[j];
+    n += sum[j] > 0.0f;
+    sum[j] = 0.0f;
+  };
+  if (mark)
+    drain(bits, targets, keep);
+  else
+    for (int64_t j = 0; j < targets; ++j) keep(j);
+  for (int64_t e = 0; e < n; ++e) {
+    const float m = distances[e];
+    const float d = store_half ? half(1.0f - half(m / half(2.0f - m))) : 1.0f - m / (2.0f - m);
+    distances[e] = std::max(d, 0.0f);
+  }
+  *size = n;
 }
 
 void rerank_pair(const float* x, const float* y, int64_t dim, bool product, double* result) {

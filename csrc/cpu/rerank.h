@@ -77,11 +77,11 @@ REID_CPU_DECLARE(
                        int64_t begin, int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr,
                        int32_t* columns, float* values);
 
-    // Jaccard distances of rows [begin, end) of v to all rows in `inverse` (v by columns; its entries hold row - offset
-    // in [0, targets)) that share an item: sizes, or columns and distances. sum [targets], bits as above.
-    void rerank_jaccard(const SparseRows& v, const SparseRows& inverse, int64_t targets, bool store_half, int64_t begin,
-                        int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr,
-                        int32_t* columns, float* distances);
+    // Jaccard distances of row i of v to all rows in `inverse` (v by columns; its entries hold row - offset in
+    // [0, targets)) with which it shares weight, ascending: *size of them. columns, distances [targets]; sum [targets],
+    // bits as above.
+    void rerank_jaccard_row(const SparseRows& v, const SparseRows& inverse, int64_t targets, bool store_half, int64_t i,
+                            float* sum, uint64_t* bits, int32_t* columns, float* distances, int64_t* size);
 
     // x . y (product) or |x - y|^2 of features [dim], summed in double.
     void rerank_pair(const float* x, const float* y, int64_t dim, bool product, double* result);

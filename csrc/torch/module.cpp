@@ -57,16 +57,18 @@ void set_isa_by_name(const std::string& name) {
 
 }  // namespace
 
-Tensor empty_output(c10::IntArrayRef sizes, const c10::TensorOptions& options) {
-  Tensor out = at::empty(sizes, options);
+void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr uintptr_t kHuge = uintptr_t{2} << 20;
-  if (out.is_cpu() && out.nbytes() >= 2 * kHuge) {
-    const auto begin = reinterpret_cast<uintptr_t>(out.mutable_data_ptr()), end = begin + out.nbytes();
-    const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
-    if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-  }
+  const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + static_cast<uintptr_t>(bytes);
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
+  if (last >= first + kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
 #endif
+}
+
+Tensor empty_output(c10::IntArrayRef sizes, const c10::TensorOptions& options) {
+  Tensor out = at::empty(sizes, options);
+  if (out.is_cpu() && out.nbytes() >= size_t{4} << 20) advise_huge_pages(out.mutable_data_ptr(), out.nbytes());
   return out;
 }
 

@@ -44,9 +44,11 @@ inline int64_t grain(int64_t bytes_per_row, int64_t bytes = 64 * 1024) {
   return std::max<int64_t>(1, bytes / std::max<int64_t>(1, bytes_per_row));
 }
 
-// at::empty for outputs that are written whole. Above a few MiB the time to fault in fresh 4 KiB pages rivals the
-// kernel itself (0.1 to 0.35 ms per MB), so the kernel is asked for huge pages; where it has none to give, nothing
-// changes.
+// Above a few MiB the time to fault in fresh 4 KiB pages rivals a kernel's own (0.1 to 0.35 ms per MB), so huge pages
+// are asked for; where there are none to give, nothing changes.
+void advise_huge_pages(void* data, int64_t bytes);
+
+// at::empty for outputs that are written whole, on huge pages.
 Tensor empty_output(c10::IntArrayRef sizes, const c10::TensorOptions& options);
 
 // Autograd kernel of `<op>_backward` ops: recording through it would give wrong second derivatives silently, so it

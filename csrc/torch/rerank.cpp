@@ -10,7 +10,10 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <limits>
+#include <memory>
+#include <utility>
 #include <vector>
 
 #include "csrc/torch/distance_tile.h"
@@ -316,6 +319,40 @@ Csr make_rows(int64_t n, const Fn& fn) {
   return out;
 }
 
+constexpr int64_t kRowBytes = int64_t(32) << 20;  // of rows of a graph that wait for being packed
+
+// Memory for entries whose number shows only as they come. realloc moves large blocks by their pages.
+template <typename T>
+class Growing {
+ public:
+  Growing() = default;
+  Growing(const Growing&) = delete;
+  Growing& operator=(const Growing&) = delete;
+  ~Growing() { std::free(data_); }
+
+  T* grow(int64_t needed, int64_t expected) {
+    if (needed > capacity_ || !data_) {
+      const int64_t wanted = std::max<int64_t>({needed, expected, 1});
+      void* data = std::realloc(data_, wanted * sizeof(T));
+      TORCH_CHECK(data, "rerank: no memory for ", wanted, " entries of the graph");
+      data_ = static_cast<T*>(data), capacity_ = wanted;
+      advise_huge_pages(data_, wanted * sizeof(T));
+    }
+    return data_;
+  }
+
+  Tensor take(int64_t n, at::ScalarType type) {
+    if (!data_) return at::empty({0}, type);
+    T* data = std::exchange(data_, nullptr);
+    if (void* less = std::realloc(data, std::max<int64_t>(n, 1) * sizeof(T))) data = static_cast<T*>(less);
+    return at::from_blob(data, {n}, [](void* p) { std::free(p); }, at::TensorOptions(type));
+  }
+
+ private:
+  T* data_ = nullptr;
+  int64_t capacity_ = 0;
+};
+
 // A dense row of sums and a set of bits, zero, as the kernels want and leave them.
 struct Scratch {
   std::vector<float> sum;
@@ -438,13 +475,36 @@ std::tuple<Tensor, Tensor, Tensor> rerank_jaccard_cpu(const Tensor& indptr, cons
 
   const cpu::SparseRows by_column = inverse.view();
   const int64_t targets = n - first;
-  Csr out = make_rows(
-      rows, [&](int64_t begin, int64_t end, int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values) {
-        Scratch scratch(targets);
-        REID_CPU_CALL(rerank_jaccard, v, by_column, targets, store_half, begin, end, scratch.sum.data(),
-                      scratch.bits.data(), sizes, indptr, columns, values);
-      });
-  return {out.indptr, out.columns, out.values};
+  // Some rows at a time, as long as all targets, then packed behind those before.
+  const int64_t some = std::clamp<int64_t>(kRowBytes / (8 * std::max<int64_t>(1, targets)), 32, 1024);
+  const auto all_columns = std::make_unique_for_overwrite<int32_t[]>(some * targets);
+  const auto all_distances = std::make_unique_for_overwrite<float[]>(some * targets);
+  Csr out;
+  out.indptr = at::zeros({rows + 1}, at::kLong);
+  int64_t* ends = out.indptr.mutable_data_ptr<int64_t>();
+  Growing<int32_t> kept_columns;
+  Growing<float> kept_distances;
+  for (int64_t r0 = 0; r0 < rows; r0 += some) {
+    const int64_t r1 = std::min(rows, r0 + some);
+    at::parallel_for(r0, r1, 16, [&](int64_t begin, int64_t end) {
+      Scratch scratch(targets);
+      for (int64_t i = begin; i < end; ++i)
+        REID_CPU_CALL(rerank_jaccard_row, v, by_column, targets, store_half, i, scratch.sum.data(), scratch.bits.data(),
+                      &all_columns[(i - r0) * targets], &all_distances[(i - r0) * targets], ends + i + 1);
+    });
+    for (int64_t i = r0; i < r1; ++i) ends[i + 1] += ends[i];
+    // what is expected of all rows, so that it rarely has to grow
+    const int64_t expected = static_cast<int64_t>(1.1 * static_cast<double>(ends[r1]) / r1 * rows);
+    int32_t* columns = kept_columns.grow(ends[r1], expected);
+    float* distances = kept_distances.grow(ends[r1], expected);
+    at::parallel_for(r0, r1, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        std::copy_n(&all_columns[(i - r0) * targets], ends[i + 1] - ends[i], columns + ends[i]);
+        std::copy_n(&all_distances[(i - r0) * targets], ends[i + 1] - ends[i], distances + ends[i]);
+      }
+    });
+  }
+  return {out.indptr, kept_columns.take(ends[rows], at::kInt), kept_distances.take(ends[rows], at::kFloat)};
 }
 
 // Final distances [Q, G], from the features (q_g none) or from the given q_g. largest [>= Q]; jaccard rows of the Q

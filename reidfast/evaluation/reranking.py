@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -494,10 +495,11 @@ def jaccard_graph(
     v = _encode(found, x, x[:0], settings)
     jaccard = engine.JACCARD.on[v[0].device.type](*v, n, 0, settings.store_half)
     indptr, indices, values = (t.cpu().numpy() for t in jaccard)
-    own = np.repeat(np.arange(n, dtype=indices.dtype), np.diff(indptr)) == indices
-    values[own] = 0.0
+    for i, (first, last) in enumerate(itertools.pairwise(indptr.tolist())):
+        at = first + int(indices[first:last].searchsorted(i))  # every item shares all its weight with itself
+        values[at] = 0.0
     graph = scipy.sparse.csr_matrix((values, indices, indptr), shape=(n, n))
-    if (values >= 1.0).any():  # shared weight below what float32 can tell from none
+    if len(values) and values.max() >= 1.0:  # shared weight below what float32 can tell from none
         keep = values < 1.0
         starts = np.concatenate([[0], np.cumsum(keep)])[indptr]
         graph = scipy.sparse.csr_matrix((values[keep], indices[keep], starts), shape=graph.shape)
