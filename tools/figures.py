@@ -64,7 +64,7 @@ def result_rows(results: list[dict[str, Any]], all_rows: bool) -> list[str]:
             lines.append(
                 f"| {row['name']}, {row['mode']} | {row['shape']} | {ours} | {name} | {ratio:.2f}x | {wanted} |"
             )
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def part_table(name: str, part: dict[str, Any], all_rows: bool) -> str:
