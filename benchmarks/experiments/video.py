@@ -4,6 +4,7 @@
 
     python -m benchmarks.experiments.video maps WEIGHTS --cache DIR      frames to feature maps, once
     python -m benchmarks.experiments.video run --cache DIR --out DIR     every arm and seed that is not there yet
+    python -m benchmarks.experiments.video tune 'NAME={"scale": 50}' ... --cache DIR --out DIR  settings of DRSTA
     python -m benchmarks.experiments.video report --out DIR --json FILE  tables, and one file of all results
     python -m benchmarks.experiments.video picture --cache DIR --png FILE  attention and temporal weights of two walks
 
@@ -12,7 +13,9 @@ the first half is searched for among the second halves, so that what makes the s
 change of cameras. In each tracklet somebody else stands in the way in a run of 3 to 5 frames (`corruption.occlude`; the
 same silhouette at the same place in the whole run). The backbone (OSNet x0.25, pictures of 128 x 64, maps of 128 x 8 x
 4) is frozen, as in DRSTA's last two stages; the arms train heads on its maps. Identities 1..n/2 train, the rest test.
-One JSON for each arm and seed.
+DRSTA's arms also train on the people of a second world, and each of their tracklets has several strangers, one of which
+is drawn each time; its settings were chosen on other people of that second world (`tune`). One JSON for each arm and
+seed.
 """
 
 from __future__ import annotations
@@ -51,24 +54,44 @@ WORLD = {
     "events": ["person", "pole", "wall"],
     "difficulty": 0.5,
 }
+MORE = WORLD | {"ids": 160, "seed": 1, "test": 0.25}  # training and validation people of DRSTA
+STRANGERS = 4  # of each training tracklet, of which one is drawn
 GRID = (8, 4)
 FRAMES, CLIP = 6, 8
 HALF = 8  # frames of a tracklet
-DRSTA_STEPS, RRU_STEPS = (150, 250), 300
-DRSTA_RATE, DRSTA_SCALE, DRSTA_PENALTY = 0.005, 20.0, 0.01  # chosen on seed 0
+RRU_STEPS = 300
+
+Arm = dict[str, Any]
+
+# How DRSTA's arms train unless they say otherwise, chosen on the validation people.
+CHOSEN: Arm = {
+    "steps": (150, 250),  # of the stages "spatial" and "joint"
+    "rate": 0.005,
+    "slow": 1.0,  # factor of the rate in stage "joint" of all but the temporal attention
+    "decay": 5e-4,
+    "scale": 20.0,  # of the temporal scores
+    "oim": 30.0,  # of OIM's logits
+    "penalty": "official",
+    "weight": 0.01,
+    "model": {},
+}
 
 # ---------------------------------------------------------------- the arms
 
-Arm = dict[str, Any]
 ARMS: dict[str, Arm] = {
     # DRSTA and what it is compared with; 6 frames, one of each sixth of the track
     "drsta": {"method": "drsta"},
     "drsta no penalty": {"method": "drsta", "penalty": None},
-    "drsta penalty 0.05": {"method": "drsta", "weight": 0.05},
+    "drsta penalty 0.02": {"method": "drsta", "weight": 0.02},
     "drsta penalty 1": {"method": "drsta", "weight": 1.0},
-    "drsta kl": {"method": "drsta", "penalty": "kl"},
-    "drsta kl 0.05": {"method": "drsta", "penalty": "kl", "weight": 0.05},
+    "drsta mean penalty 0.01": {"method": "drsta", "penalty": "paper_mean", "weight": 0.01},
+    "drsta mean penalty 0.03": {"method": "drsta", "penalty": "paper_mean", "weight": 0.03},
+    "drsta kl 0.01": {"method": "drsta", "penalty": "kl", "weight": 0.01},
+    "drsta kl 0.1": {"method": "drsta", "penalty": "kl", "weight": 0.1},
     "drsta kl 1": {"method": "drsta", "penalty": "kl", "weight": 1.0},
+    "drsta three maps": {"method": "drsta", "model": {"maps": 3}},
+    "drsta final layer": {"method": "drsta", "model": {"final": True}},
+    "drsta fewer people": {"method": "drsta", "more": False, "strangers": 1},
     "spatial only": {"method": "drsta", "model": {"time": "average"}},
     "temporal only": {"method": "drsta", "model": {"spatial": "average"}},
     "average (oim)": {"method": "drsta", "model": {"spatial": "average", "time": "average"}},
@@ -88,6 +111,9 @@ ARMS: dict[str, Arm] = {
     "rru+stim, frames shuffled": {"method": "rru_stim", "shuffle": True},
     "rru alone, frames shuffled": {"method": "rru_stim", "model": {"time": "average"}, "shuffle": True},
 }
+# The same with DRSTA's training tracklets.
+for _name in ("rru+stim", "rru alone", "stim alone", "average", "lstm"):
+    ARMS[f"{_name}, more people"] = ARMS[_name] | {"more": True, "strangers": STRANGERS}
 
 
 class Given(Backbone):
@@ -122,87 +148,116 @@ class Given(Backbone):
 # ---------------------------------------------------------------- maps
 
 
+# Name of a part, its world, its table, and whether masks and clean renders are kept.
+PIECES = (
+    ("train", WORLD, "train", False),
+    ("gallery", WORLD, "gallery", True),
+    ("validation", MORE, "gallery", True),
+    ("more", MORE, "train", False),
+)
+
+
+def cells(mask: NDArray[Any]) -> NDArray[np.float32]:
+    """Share of each cell's pixels."""
+    h, w = mask.shape
+    return mask.reshape(GRID[0], h // GRID[0], GRID[1], w // GRID[1]).mean((1, 3)).astype(np.float32)
+
+
 def make_maps(weights: str, cache: Path) -> None:
     """The maps of every frame of every walk, those of the test frames without occlusion, and where people are seen."""
     torch.set_num_threads(1)
-    data = load("synthetic_tracklets", None, **WORLD)
-    spec = data.info["synthetic_tracklets"]
     model = create_model("osnet_x0_25", weights=weights).eval()
-
-    @torch.inference_mode()
-    def maps(images: list[Tensor]) -> NDArray[np.float16]:
-        return np.concatenate([model.forward_map(part).half().numpy() for part in torch.stack(images).split(64)])
-
-    def cells(mask: NDArray[Any]) -> NDArray[np.float32]:
-        """Share of each cell's pixels."""
-        h, w = mask.shape
-        return mask.reshape(GRID[0], h // GRID[0], GRID[1], w // GRID[1]).mean((1, 3)).astype(np.float32)
-
-    transform = EvalTransform(spec.height, spec.width)
-    for split in ("train", "gallery"):
-        table = getattr(data, split)
-        if (cache / f"base-{split}.npz").exists():
-            continue
-        found: dict[str, list[Any]] = {"maps": [], "clean": [], "seen": [], "person": [], "part": []}
-        for start in range(0, len(table), 256):
-            rows = range(start, min(start + 256, len(table)))
-            found["maps"].append(maps([transform(decode(table.absolute(i))) for i in rows]))
-            if split == "train":
+    cache.mkdir(parents=True, exist_ok=True)
+    for name, world, split, known in PIECES:
+        data = load("synthetic_tracklets", None, **world)
+        spec, table = data.info["synthetic_tracklets"], getattr(data, split)
+        base = cache / f"base-{name}.npz"
+        if not base.exists():
+            with write_whole(base) as stream:
+                np.savez(stream, **_plain(model, table, spec, known))
+        for k in range(1 if known else STRANGERS):
+            target = cache / (f"{name}-{k}.npz" if k else f"{name}.npz")
+            if target.exists():
                 continue
-            frames = []
-            for i in rows:
-                walk = spec.track(int(table.pids[i]), int(table.camids[i]))
-                frame = walk.frame(int(table.extra["frame"][i]))
-                frames.append(normalize(torch.from_numpy(frame.clean.copy()).permute(2, 0, 1).float().div_(255)))
-                found["person"].append(cells(frame.clean_parts > 0))
-                found["seen"].append(cells((frame.clean_parts > 0) & (frame.photograph.parts > 0)))
-                found["part"].append(np.stack([cells(frame.clean_parts == 1 + p) for p in range(len(PARTS))]))
-            found["clean"].append(maps(frames))
-            print(f"{split} {rows.stop}/{len(table)}", flush=True)
-        arrays = {"maps": np.concatenate(found["maps"])}
-        if split == "gallery":
-            arrays["clean"] = np.concatenate(found["clean"])
-            arrays |= {name: np.stack(found[name]) for name in ("seen", "person", "part")}
-        arrays |= {"pids": table.pids, "camids": table.camids, "tracklet": table.extra["tracklet"]}
-        arrays |= {"visibility": table.extra["visibility"], "visible": table.extra["visible"]}
-        cache.mkdir(parents=True, exist_ok=True)
-        with write_whole(cache / f"base-{split}.npz") as stream:
-            np.savez(stream, **arrays)
-    for split in ("train", "gallery"):
-        with np.load(cache / f"base-{split}.npz") as file:
-            arrays = {name: file[name] for name in file.files}
-        table = getattr(data, split)
-        arrays["mask"] = np.zeros((len(table), *GRID), np.float32)
-        rng = np.random.default_rng([3, split == "train"])
-        todo: list[tuple[int, Image.Image, Image.Image]] = []
-        for start in range(0, len(table), HALF):
-            long = int(rng.integers(3, 6))
-            first, seed = int(rng.integers(0, HALF - long + 1)), int(rng.integers(0, 2**31))
+            with np.load(base) as file:
+                arrays = {column: file[column] for column in file.files}
+            key = [3, split == "train", k] if k or world is MORE else [3, split == "train"]
+            arrays["mask"], changed = _with_strangers(model, table, spec, arrays["maps"], np.random.default_rng(key))
+            print(f"{target.stem}: {changed} of {len(table)} frames with somebody in the way", flush=True)
+            with write_whole(target) as stream:
+                np.savez(stream, **({"maps": arrays["maps"]} if k else arrays))
+
+
+@torch.inference_mode()
+def _maps(model: nn.Module, images: list[Tensor]) -> NDArray[np.float16]:
+    parts = torch.stack(images).split(64)
+    return np.concatenate([model.forward_map(part).half().numpy() for part in parts])  # type: ignore[operator]
+
+
+def _plain(model: nn.Module, table: Any, spec: Any, known: bool) -> dict[str, NDArray[Any]]:
+    """A table's maps and labels; where `known`, also the clean renders' maps and where in them people are seen."""
+    transform = EvalTransform(spec.height, spec.width)
+    found: dict[str, list[Any]] = {"maps": []}
+    found |= {name: [] for name in ("clean", "seen", "person", "part")} if known else {}
+    for start in range(0, len(table), 256):
+        rows = range(start, min(start + 256, len(table)))
+        found["maps"].append(_maps(model, [transform(decode(table.absolute(i))) for i in rows]))
+        if not known:
+            continue
+        frames = []
+        for i in rows:
+            walk = spec.track(int(table.pids[i]), int(table.camids[i]))
+            frame = walk.frame(int(table.extra["frame"][i]))
+            frames.append(normalize(torch.from_numpy(frame.clean.copy()).permute(2, 0, 1).float().div_(255)))
+            found["person"].append(cells(frame.clean_parts > 0))
+            found["seen"].append(cells((frame.clean_parts > 0) & (frame.photograph.parts > 0)))
+            found["part"].append(np.stack([cells(frame.clean_parts == 1 + p) for p in range(len(PARTS))]))
+        found["clean"].append(_maps(model, frames))
+    arrays = {name: (np.concatenate if name in ("maps", "clean") else np.stack)(x) for name, x in found.items()}
+    arrays |= {"pids": table.pids, "camids": table.camids, "tracklet": table.extra["tracklet"]}
+    return arrays | {"visibility": table.extra["visibility"], "visible": table.extra["visible"]}
+
+
+def _with_strangers(
+    model: nn.Module, table: Any, spec: Any, maps: NDArray[Any], rng: np.random.Generator
+) -> tuple[NDArray[np.float32], int]:
+    """Somebody else in 3 to 5 frames of each tracklet: writes their maps, gives the changed cells, and how many."""
+    transform, mask = EvalTransform(spec.height, spec.width), np.zeros((len(table), *GRID), np.float32)
+    todo: list[tuple[int, Image.Image, Image.Image]] = []
+    for start in range(0, len(table), HALF):
+        long = int(rng.integers(3, 6))
+        first, seed = int(rng.integers(0, HALF - long + 1)), int(rng.integers(0, 2**31))
+        other = int(rng.integers(0, len(table)))
+        while table.pids[other] == table.pids[start]:
             other = int(rng.integers(0, len(table)))
-            while table.pids[other] == table.pids[start]:
-                other = int(rng.integers(0, len(table)))
-            stranger = decode(table.absolute(other))
-            for row in range(start + first, start + first + long):
-                plain = decode(table.absolute(row))
-                todo.append((row, plain, occlude(plain, stranger, np.random.default_rng(seed))))
-        for at in range(0, len(todo), 64):
-            part = todo[at : at + 64]
-            arrays["maps"][[row for row, _, _ in part]] = maps([transform(spoilt) for _, _, spoilt in part])
-            for row, plain, spoilt in part:
-                change = np.abs(np.asarray(plain, np.int16) - np.asarray(spoilt, np.int16)).max(2) > 12
-                arrays["mask"][row] = cells(change)
-        print(f"{split}: {len(todo)} of {len(table)} frames with somebody in the way", flush=True)
-        with write_whole(cache / f"{split}.npz") as stream:
-            np.savez(stream, **arrays)
+        stranger = decode(table.absolute(other))
+        for row in range(start + first, start + first + long):
+            plain = decode(table.absolute(row))
+            todo.append((row, plain, occlude(plain, stranger, np.random.default_rng(seed))))
+    for at in range(0, len(todo), 64):
+        part = todo[at : at + 64]
+        maps[[row for row, _, _ in part]] = _maps(model, [transform(spoilt) for _, _, spoilt in part])
+        for row, plain, spoilt in part:
+            change = np.abs(np.asarray(plain, np.int16) - np.asarray(spoilt, np.int16)).max(2) > 12
+            mask[row] = cells(change)
+    return mask, len(todo)
 
 
 class Tracks:
-    """Maps [S, frames, C, h, w] of tracklets of one length, and their labels."""
+    """Maps [S, frames, C, h, w] of tracklets of one length, and their labels.
 
-    def __init__(self, path: Path) -> None:
+    With `more`, a second file's tracklets follow, of other people. With `strangers` above 1, `others` holds the maps of
+    the same tracklets with other strangers in the way.
+    """
+
+    def __init__(self, path: Path, more: Path | None = None, strangers: int = 1) -> None:
         with np.load(path) as file:
             self.arrays = {name: file[name] for name in file.files}
         self.length = HALF
+        self.others: list[Tensor] = []
+        for k in range(1, strangers):
+            with np.load(path.with_stem(f"{path.stem}-{k}")) as file:
+                self.others.append(torch.from_numpy(file["maps"]).unflatten(0, (-1, self.length)))
         if "seen" in self.arrays:  # by cells: what was seen before somebody stood in the way, and still is
             a = self.arrays
             a["seen"] = a["seen"] * (1 - a["mask"])
@@ -214,6 +269,12 @@ class Tracks:
         self.pids = self.arrays["pids"][:: self.length]
         self.camids = self.arrays["camids"][:: self.length]
         self.halves = np.arange(len(self.pids)) % 2
+        if more is not None:
+            other = Tracks(more, None, strangers)
+            self.maps = torch.cat([self.maps, other.maps])
+            self.others = [torch.cat(pair) for pair in zip(self.others, other.others, strict=True)]
+            self.pids = np.r_[self.pids, other.pids + self.pids.max() + 1]
+            self.camids, self.halves = np.r_[self.camids, other.camids], np.r_[self.halves, other.halves]
 
     def of(self, name: str) -> Any:
         """A column [S, frames, ...]."""
@@ -234,36 +295,46 @@ def clips_of(tracks: Tracks, rows: NDArray[Any], arm: Arm, rng: np.random.Genera
             frames = clip_frames(tracks.length, arm.get("clip", CLIP), rng)
         if arm.get("shuffle"):
             frames = rng.permutation(frames)
-        picked.append(tracks.maps[int(row), torch.from_numpy(frames)])
+        maps = tracks.maps
+        if tracks.others and (k := int(rng.integers(0, 1 + len(tracks.others)))):
+            maps = tracks.others[k - 1]
+        picked.append(maps[int(row), torch.from_numpy(frames)])
     return torch.stack(picked).float()
 
 
-def _penalty(kind: str, weight: float) -> nn.Module:
+def _penalty(kind: str | None, weight: float) -> nn.Module | None:
+    if kind is None:
+        return None
     return KLDiversityLoss(weight=weight) if kind == "kl" else DiversityLoss(kind, weight=weight)
 
 
 def train_drsta(arm: Arm, tracks: Tracks, seed: int) -> tuple[DRSTA, list[float]]:
     """Stages 2 and 3: spatial attention with the mean over time, then both; OIM, SGD, the rate falls to a tenth."""
     torch.manual_seed(seed)
-    model = DRSTA(Given(tracks.maps, False), temporal_scale=arm.get("scale", DRSTA_SCALE), **arm.get("model", {}))
+    s = CHOSEN | arm
+    model = DRSTA(Given(tracks.maps, False), temporal_scale=s["scale"], **(CHOSEN["model"] | s["model"]))
     classes, labels = np.unique(tracks.pids, return_inverse=True)
-    oim = OIMLoss(len(classes), model.feature_size)
-    kind = arm.get("penalty", "official")
-    penalty: nn.Module | None = None if kind is None else _penalty(kind, arm.get("weight", DRSTA_PENALTY))
-    rate = arm.get("rate", DRSTA_RATE)
-    optimizer = torch.optim.SGD(model.parameters(), lr=rate, momentum=0.9, nesterov=True, weight_decay=5e-4)
-    first, second = DRSTA_STEPS
+    oim = OIMLoss(len(classes), model.feature_size, scale=s["oim"])
+    kind, rate = s["penalty"], s["rate"]
+    penalty = _penalty(kind, s["weight"])
+    over_time = {id(p) for p in model.time.parameters()}
+    groups = [{"params": [p for p in model.parameters() if (id(p) in over_time) == which]} for which in (False, True)]
+    optimizer = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, weight_decay=s["decay"])
+    first, second = s["steps"]
     sampler = IdentitySampler(labels, 16, 2, camids=tracks.halves, camera_aware=True, steps=first + second, seed=seed)
     rng, losses = np.random.default_rng([seed, 7]), []
     model.train()
     for step, rows in enumerate(sampler):
+        joint = step >= first
         if step in (0, first):
-            model.set_stage("spatial" if step == 0 else "joint")
-            optimizer.param_groups[0]["lr"] = rate
+            model.set_stage("joint" if joint else "spatial")
+            for group, factor in zip(optimizer.param_groups, (s["slow"] if joint else 1.0, 1.0), strict=True):
+                group["lr"] = rate * factor
         if step == 0:
             fill(oim, model, tracks, labels)
-        if step in (first * 3 // 4, first + second * 3 // 4):
-            optimizer.param_groups[0]["lr"] = rate / 10
+        if step == (first + second * 3 // 4 if joint else first * 3 // 4):
+            for group in optimizer.param_groups:
+                group["lr"] /= 10
         index = np.asarray(rows)
         out = model.forward_maps(model.backbone.of(clips_of(tracks, index, arm, rng)))
         loss = oim(out.embedding, torch.from_numpy(labels[index % len(labels)]))
@@ -362,7 +433,8 @@ def judge_drsta(model: DRSTA, tracks: Tracks) -> dict[str, Any]:
         here = torch.cat([e.attention for e in seen_by]).numpy()
         person, seen, part = (tracks.of(name)[:, frames] for name in ("person", "seen", "part"))
         known = tracks.of("visibility")[:, frames]  # [S, n, parts]
-        names, total, right, by_part = [], np.zeros(3), np.zeros(3), {}
+        visible = tracks.of("visible")[:, frames]
+        total, right, by_part = np.zeros(4), np.zeros(4), {}
         spread = float(np.abs(weights - 1 / FRAMES).mean())
         for k in range(model.k):
             where = looked[:, :, k]
@@ -378,15 +450,18 @@ def judge_drsta(model: DRSTA, tracks: Tracks) -> dict[str, Any]:
             # the body part that it looks at most for its size, and that part's known visibility
             on = (where[:, :, None] * part).sum((0, 1, 3, 4)) / part.sum((0, 1, 3, 4))
             best = int(on[:5].argmax())
-            names.append(PARTS[best])
             pairs = ordered_pairs(weights[:, :, k], known[:, :, best] > 0.8, known[:, :, best] < 0.4)
             total[1] += pairs[0]
             right[1] += pairs[1]
             by_part[f"{k} {PARTS[best]}"] = pairs[1] / max(1.0, pairs[0])
+            pairs = ordered_pairs(weights[:, :, k], visible > 0.8, visible < 0.4)  # the whole person
+            total[3] += pairs[0]
+            right[3] += pairs[1]
         found |= {
             "auc_region": right[0] / max(1.0, total[0]),
             "auc_part": right[1] / max(1.0, total[1]),
             "auc_looked": right[2] / max(1.0, total[2]),
+            "auc_frame": right[3] / max(1.0, total[3]),
             "pairs": total.tolist(),
             "auc_by_map": by_part,
             "weights_from_uniform": spread,
@@ -439,97 +514,164 @@ def judge_rru_stim(model: RRUSTIM, tracks: Tracks, seed: int) -> dict[str, Any]:
 # ---------------------------------------------------------------- commands
 
 
+def work(name: str, arm: Arm, seed: int, train: Tracks, test: Tracks, path: Path) -> None:
+    """Train an arm and judge it, into a file."""
+    start = time.perf_counter()
+    learn: Callable[..., Any] = train_drsta if arm["method"] == "drsta" else train_rru_stim
+    try:
+        model, losses = learn(arm, train, seed)
+        judged = judge_drsta(model, test) if arm["method"] == "drsta" else judge_rru_stim(model, test, seed)
+        judged["loss"] = [round(float(np.mean(losses[i : i + 50])), 4) for i in range(0, len(losses), 50)]
+    except FloatingPointError as error:
+        judged = {"failed": str(error)}
+    judged |= {"arm": name, "seed": seed, "seconds": round(time.perf_counter() - start, 1), "settings": arm}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with write_whole(path) as stream:
+        stream.write((json.dumps(judged) + "\n").encode())
+    shown = {k: v for k, v in judged.items() if k not in ("ap", "hit", "ap_shuffled", "settings", "pairs")}
+    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in shown.items()}), flush=True)
+
+
+class Training:
+    """The tracklets that an arm trains on, read when they are asked for first.
+
+    DRSTA's arms: the people of both worlds, several strangers; RRU + STIM's: those of the first, one stranger. An arm's
+    `more` and `strangers` say otherwise.
+    """
+
+    def __init__(self, cache: Path) -> None:
+        self.cache = cache
+        self.read: dict[tuple[bool, int], Tracks] = {}
+
+    def __call__(self, arm: Arm) -> Tracks:
+        drsta = arm["method"] == "drsta"
+        more, strangers = arm.get("more", drsta), arm.get("strangers", STRANGERS if drsta else 1)
+        if (more, strangers) not in self.read:
+            second = self.cache / "more.npz" if more else None
+            self.read[more, strangers] = Tracks(self.cache / "train.npz", second, strangers)
+        return self.read[more, strangers]
+
+
+def _file(name: str, seed: int) -> str:
+    return f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
+
+
 def run(cache: Path, out: Path, arms: list[str], seeds: list[int]) -> None:
     """Every arm and seed whose file is not there."""
     torch.set_num_threads(1)
-    train, test = Tracks(cache / "train.npz"), Tracks(cache / "gallery.npz")
-    out.mkdir(parents=True, exist_ok=True)
+    training, test = Training(cache), Tracks(cache / "gallery.npz")
     for seed in seeds:
         for name in arms:
-            path = out / f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
-            if path.exists():
-                continue
-            arm, start = ARMS[name], time.perf_counter()
-            learn: Callable[..., Any] = train_drsta if arm["method"] == "drsta" else train_rru_stim
-            try:
-                model, losses = learn(arm, train, seed)
-                judged = judge_drsta(model, test) if arm["method"] == "drsta" else judge_rru_stim(model, test, seed)
-                judged["loss"] = [round(float(np.mean(losses[i : i + 50])), 4) for i in range(0, len(losses), 50)]
-            except FloatingPointError as error:
-                judged = {"failed": str(error)}
-            judged |= {"arm": name, "seed": seed, "seconds": round(time.perf_counter() - start, 1), "settings": arm}
-            with write_whole(path) as stream:
-                stream.write((json.dumps(judged) + "\n").encode())
-            shown = {k: v for k, v in judged.items() if k not in ("ap", "hit", "ap_shuffled", "settings", "loss")}
-            print(json.dumps(shown), flush=True)
+            if not (out / _file(name, seed)).exists():
+                work(name, ARMS[name], seed, training(ARMS[name]), test, out / _file(name, seed))
+
+
+def tune(cache: Path, out: Path, trials: list[str], seeds: list[int]) -> None:
+    """Settings of DRSTA, NAME={JSON}, judged on the validation people."""
+    torch.set_num_threads(1)
+    training, test = Training(cache), Tracks(cache / "validation.npz")
+    for seed in seeds:
+        for trial in trials:
+            name, _, settings = trial.partition("=")
+            arm = {"method": "drsta"} | json.loads(settings or "{}")
+            path = out / "tune" / _file(name, seed)
+            if not path.exists():
+                work(name, CHOSEN | arm, seed, training(arm), test, path)
+
+
+MEASURES = ("rank1", "mAP", "rank1_shuffled", "mAP_shuffled", "overlap", "weights_from_uniform", "seconds")
+
+
+def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and deviation over the seeds of one arm's results."""
+    said: dict[str, Any] = {"seeds": [r["seed"] for r in found]}
+    for key in MEASURES + tuple(k for k in found[0] if k.startswith("auc") and k != "auc_by_map"):
+        values = [r[key] for r in found if r.get(key)]  # an AUC of 0 stands for no pairs
+        if values:
+            said[key] = [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
+    for key in [k for k in found[0] if k.startswith(("error", "cosine"))]:
+        said[key] = {w: round(float(np.mean([r[key][w] for r in found])), 4) for w in found[0][key]}
+    return said
+
+
+def _compared(ap: dict[str, dict[int, NDArray[Any]]], ids: NDArray[Any]) -> dict[str, Any]:
+    """Paired bootstraps over test identities of the mean AP over the seeds that both arms have."""
+    of = {kind: [n for n in ap if ARMS.get(n, {}).get("method") == kind] for kind in ("drsta", "rru_stim")}
+    pairs = [("average (oim)", b) for b in of["drsta"]] + [("average", b) for b in of["rru_stim"]]
+    pairs += [("drsta no penalty", b) for b in of["drsta"] if "drsta" in b or b == "temporal only"]
+    pairs += [("lstm", "rru+stim"), ("gru", "rru+stim"), ("stim alone", "rru+stim"), ("rru alone", "rru+stim")]
+    pairs += [("rru+stim", b) for b in of["rru_stim"] if "clips" in b]
+    more = [b for b in of["rru_stim"] if "more people" in b]
+    pairs += [("average, more people", b) for b in more] + [(b, "rru+stim, more people") for b in more]
+    pairs += [(f"{n}, shuffled at test", n) for n in of["rru_stim"]]
+    pairs += [("drsta fewer people", "drsta"), ("drsta final layer", "drsta"), ("temporal only", "drsta")]
+    for n in ("rru+stim", "rru alone"):
+        blind = f"{n}, frames shuffled, shuffled at test"
+        pairs += [(f"{n}, frames shuffled", n), (blind, n), ("average", blind), ("average", f"{n}, shuffled at test")]
+    said: dict[str, Any] = {}
+    for a, b in pairs:
+        common = sorted(ap.get(a, {}).keys() & ap.get(b, {}).keys())
+        if a == b or not common or (ap[a][common[0]] == ap[b][common[0]]).all():
+            continue
+        first, second = (np.stack([ap[n][s] for s in common]) for n in (a, b))
+        d = paired_bootstrap(first.mean(0), second.mean(0), ids)
+        said[f"{b} - {a}"] = {
+            "mean, low, high": [round(100 * v, 2) for v in (d.mean, d.low, d.high)],
+            "p": round(d.p_value, 4),
+            "each seed": {
+                s: round(100 * float((y - x).mean()), 2) for s, x, y in zip(common, first, second, strict=True)
+            },
+        }
+    return said
+
+
+def _read(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for path in sorted(folder.glob("*.json")):
+        one = json.loads(path.read_text())
+        rows.setdefault(one["arm"], []).append(one)
+    return rows
 
 
 def report(cache: Path, out: Path, target: Path | None) -> None:
-    """Means over seeds, and paired bootstraps over test identities of AP (mean over seeds)."""
+    """Means over seeds, differences of arms with their intervals, and the settings that were tried."""
     with np.load(cache / "gallery.npz") as file:
         ids = file["pids"][::HALF]
-    rows: dict[str, Any] = {}
-    for path in sorted(out.glob("*.json")):
-        one = json.loads(path.read_text())
-        rows.setdefault(one["arm"], []).append(one)
-    summary: dict[str, Any] = {}
-    ap: dict[str, NDArray[Any]] = {}
-    for name in ARMS:
-        found = [r for r in rows.get(name, []) if "failed" not in r]
-        if not found:
-            continue
-        ap[name] = np.mean([np.array(r["ap"], np.float64) for r in found], 0)
-        if "ap_shuffled" in found[0]:
-            ap[f"{name}, shuffled at test"] = np.mean([np.array(r["ap_shuffled"], np.float64) for r in found], 0)
-        summary[name] = {"seeds": len(found)}
-        for key in (
-            "rank1",
-            "mAP",
-            "rank1_shuffled",
-            "mAP_shuffled",
-            "overlap",
-            "auc_region",
-            "auc_part",
-            "auc_looked",
-            "seconds",
-        ):
-            values = [r[key] for r in found if r.get(key)]  # an AUC of 0 stands for no pairs
-            if values:
-                summary[name][key] = [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
-        for key in [k for k in found[0] if k.startswith(("error", "cosine"))]:
-            means = {w: round(float(np.mean([r[key][w] for r in found])), 4) for w in found[0][key]}
-            summary[name][key] = means
-        print(f"{name:<30}" + "  ".join(f"{k} {v}" for k, v in summary[name].items()))
-    pairs = [("average (oim)", b) for b in ap if ARMS.get(b, {}).get("method") == "drsta" and b != "average (oim)"]
-    pairs += [("average", b) for b in ap if ARMS.get(b, {}).get("method") == "rru_stim" and b != "average"]
-    pairs += [("lstm", "rru+stim"), ("drsta no penalty", "drsta"), ("drsta kl", "drsta"), ("stim alone", "rru+stim")]
-    pairs += [(f"{n}, shuffled at test", n) for n in ("rru+stim", "rru alone", "stim alone", "lstm")]
-    pairs += [("rru+stim, frames shuffled", "rru+stim"), ("rru alone, frames shuffled", "rru alone")]
-    compared = {}
-    for a, b in pairs:
-        if a in ap and b in ap:
-            d = paired_bootstrap(ap[a], ap[b], ids)
-            compared[f"{b} - {a}"] = [round(v, 4) for v in (d.mean, d.low, d.high, d.p_value)]
-            print(f"mAP {b} - {a}: {100 * d.mean:+.2f} [{100 * d.low:+.2f}, {100 * d.high:+.2f}]  p {d.p_value:.4f}")
-    if target is not None:
-        settings = {
-            "world": WORLD,
-            "frames": FRAMES,
-            "clip": CLIP,
-            "drsta_steps": DRSTA_STEPS,
-            "rru_steps": RRU_STEPS,
-        } | {"drsta_rate": DRSTA_RATE, "drsta_temporal_scale": DRSTA_SCALE, "drsta_penalty": DRSTA_PENALTY}
-        content = {
-            "command": "python -m benchmarks.experiments.video {maps WEIGHTS | run | report} --cache DIR --out DIR",
-            "backbone": "osnet_x0_25, MSMT17 weights, frozen, 128 x 64",
-            "settings": settings,
-            "arms": {name: ARMS[name] for name in summary},
-            "summary": summary,
-            "failed": {n: [r["failed"] for r in found if "failed" in r] for n, found in rows.items()},
-            "mAP difference, [mean, low, high, p], bootstrap over identities": compared,
-        }
-        with write_whole(target) as stream:
-            stream.write((json.dumps(content, indent=1) + "\n").encode())
+    rows = _read(out)
+    good = {n: [r for r in rows[n] if "failed" not in r] for n in ARMS if n in rows}
+    summary = {name: _summary(found) for name, found in good.items() if found}
+    ap: dict[str, dict[int, NDArray[Any]]] = {}
+    for name in summary:
+        ap[name] = {r["seed"]: np.array(r["ap"], np.float64) for r in good[name]}
+        if "ap_shuffled" in good[name][0]:
+            ap[f"{name}, shuffled at test"] = {r["seed"]: np.array(r["ap_shuffled"], np.float64) for r in good[name]}
+    compared = _compared(ap, ids)
+    tried = {
+        f"{n}, seed {r['seed']}": {k: r[k] for k in ("mAP", "rank1", "overlap", "auc_region", "auc_part") if k in r}
+        | {"settings": r["settings"], "failed": r.get("failed")}
+        for n, found in _read(out / "tune").items()
+        for r in found
+    }
+    for name, said in summary.items():
+        print(f"{name:<30}" + "  ".join(f"{k} {v}" for k, v in said.items()))
+    for name, d in compared.items():
+        print(f"mAP {name}: {d}")
+    if target is None:
+        return
+    content = {
+        "command": "python -m benchmarks.experiments.video {maps WEIGHTS | tune ... | run | report} "
+        "--cache DIR --out DIR",
+        "backbone": "osnet_x0_25, MSMT17 weights, frozen, 128 x 64",
+        "settings": {"world": WORLD, "more people": MORE, "strangers": STRANGERS, "frames": FRAMES, "clip": CLIP}
+        | {"drsta": CHOSEN, "rru_steps": RRU_STEPS},
+        "arms": {name: ARMS[name] for name in summary},
+        "summary": summary,
+        "failed": {n: [r["failed"] for r in found if "failed" in r] for n, found in rows.items()},
+        "mAP difference in %, bootstrap over identities": compared,
+        "DRSTA's settings tried on validation people": tried,
+    }
+    with write_whole(target) as stream:
+        stream.write((json.dumps(content, indent=1) + "\n").encode())
 
 
 def picture(cache: Path, target: Path, seed: int = 0) -> None:
@@ -537,8 +679,9 @@ def picture(cache: Path, target: Path, seed: int = 0) -> None:
     from reidfast.report.tracklet_attention import draw_tracklet_attention, stack_pictures
 
     torch.set_num_threads(1)
-    train, test = Tracks(cache / "train.npz"), Tracks(cache / "gallery.npz")
-    model, _ = train_drsta(ARMS["drsta"] | {"model": {"maps": 3}}, train, seed)
+    arm = ARMS["drsta"] | {"model": {"maps": 3}}
+    train, test = Training(cache)(arm), Tracks(cache / "gallery.npz")
+    model, _ = train_drsta(arm, train, seed)
     model.eval()
     frames = chunk_frames(test.length, FRAMES)
     seen = test.of("visible")[:, frames]
@@ -556,8 +699,8 @@ def picture(cache: Path, target: Path, seed: int = 0) -> None:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("maps", "run", "report", "picture"))
-    parser.add_argument("weights", nargs="?", help="OSNet x0.25 checkpoint, for maps")
+    parser.add_argument("what", choices=("maps", "run", "tune", "report", "picture"))
+    parser.add_argument("given", nargs="*", help="OSNet x0.25 checkpoint, for maps; NAME={JSON} ..., for tune")
     parser.add_argument("--cache", type=Path, default=Path("runs/video/maps"))
     parser.add_argument("--out", type=Path, default=Path("runs/video/arms"))
     parser.add_argument("--json", type=Path)
@@ -566,7 +709,11 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     if options.what == "maps":
-        make_maps(options.weights, options.cache)
+        if len(options.given) != 1:
+            parser.error("maps: expected the checkpoint of OSNet x0.25")
+        make_maps(options.given[0], options.cache)
+    elif options.what == "tune":
+        tune(options.cache, options.out, options.given, options.seeds)
     elif options.what == "run":
         run(options.cache, options.out, options.arms, options.seeds)
     elif options.what == "picture":
