@@ -12,23 +12,27 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
+from benchmarks.experiments.watch import Watch
 from reidfast._files import write_whole
 from reidfast.data import EvalTransform, ImageDataset, Records, SurrogateTransform, TrainTransform
 from reidfast.data.samplers import IdentitySampler, ShuffleSampler
 from reidfast.engine.methods.cluster_contrast import ClusterContrastTask
 from reidfast.engine.methods.paul import PaulTask, ViewsDataModule
-from reidfast.evaluation import Ranking, rank
+from reidfast.evaluation import Ranking, rank, subtract_camera_mean
 from reidfast.models import OSNet
 from reidfast.models.backbones import Backbone
+from reidfast.models.paul import PatchNet
 from reidfast.nn import gather_rows
 
 SURROGATES = 2
@@ -95,8 +99,59 @@ def make_cache(task: PaulTask, module: ViewsDataModule, path: Path) -> dict[str,
     return made
 
 
+@dataclass
+class Choices:
+    """What an arm does otherwise than its method, to find out why it does what it does.
+
+    Args:
+        settle: Embeddings (in evaluation, and before clustering) are taken with batch norm statistics of the images as
+            they are, measured then, instead of the running ones, half of which come from surrogates.
+        views: What cluster-contrast draws from: "all" of the cached views, or "real" ones.
+        labels: Of cluster-contrast: "clusters", or "identities": what perfect clusters would give.
+        centred: Clustering takes each camera's mean off the features first.
+        refresh: The memory is written anew at the beginning of each epoch, not only of the first.
+    """
+
+    settle: bool = False
+    views: str = "all"
+    labels: str = "clusters"
+    centred: bool = False
+    refresh: bool = False
+
+
 @torch.no_grad()
-def embed(model: torch.nn.Module, maps: Tensor) -> Tensor:
+def settle(model: nn.Module, maps: Tensor, rows: int = 640, batch: int = 64) -> None:
+    """Make the batch norms' running statistics the means over batches of some of `maps`."""
+    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
+    momenta, training = [norm.momentum for norm in norms], model.training
+    order = np.random.Generator(np.random.Philox(0)).permutation(len(maps))[:rows]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    model.train()
+    for part in np.split(order, range(batch, len(order), batch)):
+        if len(part) > 1:
+            model(maps[torch.from_numpy(part)].float())
+    model.train(training)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+
+
+@contextmanager
+def settled(model: nn.Module, maps: Tensor) -> Iterator[None]:
+    """`settle` for a while."""
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    settle(model, maps)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for name, value in model.named_buffers():
+                value.copy_(before[name])
+
+
+@torch.no_grad()
+def embed(model: nn.Module, maps: Tensor) -> Tensor:
     """Embeddings of cached maps, in evaluation mode."""
     training = model.training
     model.eval()
@@ -105,49 +160,83 @@ def embed(model: torch.nn.Module, maps: Tensor) -> Tensor:
     return found
 
 
-def evaluate(task: Any, cache: dict[str, Any]) -> Ranking:
+def evaluate(task: Any, cache: dict[str, Any], watch: Watch | None = None) -> Ranking:
     """Scores of the query and gallery."""
     query, gallery = task.data.query, task.data.gallery
     x, y = embed(task.model, cache["query"]), embed(task.model, cache["gallery"])
+    if watch is not None:
+        watch.queries(x, y, task.data)
     return rank(x, y, query.pids, gallery.pids, query.camids, gallery.camids)
 
 
-def adapt(task: Any, cache: dict[str, Any]) -> Iterator[tuple[int, Ranking]]:
-    """Train on the cached maps; yields the scores after every epoch."""
-    config, net = task.config, task.model
+def adapt(
+    task: Any, cache: dict[str, Any], choices: Choices | None = None, watch: Watch | None = None
+) -> Iterator[tuple[int, Ranking]]:
+    """Train on the cached maps; yields the scores every `evaluate_every` epochs, with `watch` before the first too."""
+    config, net, choices = task.config, task.model, choices or Choices()
     before = net.backbone
     assert isinstance(before, OSNet)
-    prefix = "backbone."
-    known = {k.removeprefix(prefix): v for k, v in cache["net"].items() if k.startswith(prefix)}
-    before.load_state_dict(known, strict=False)
-    if isinstance(task, PaulTask) and config.source_checkpoint is None:
-        net.branches.load_state_dict(
-            {k.removeprefix("branches."): v for k, v in cache["net"].items() if k.startswith("branches.")}
-        )
+    take(net, cache["net"], branches=getattr(config, "source_checkpoint", None) is None)
     net.backbone = Tail(before)
-    task.log_dict = lambda *args, **options: None
+    task.log_dict = (lambda *args, **options: None) if watch is None else watch.step
     [optimizer], [schedule] = task.configure_optimizers()
     task.train()
     batches = paul_batches if isinstance(task, PaulTask) else cluster_batches
-    if isinstance(task, PaulTask) and config.loss.pedal:
-        with torch.no_grad():
-            for maps, rows in paul_batches(task, cache, -1):
-                task.memory.write(gather_rows(rows), net(maps[:, 0]).features)
     if isinstance(task, ClusterContrastTask):
-        task.embed = lambda records: embed(net, cache["real"][0])
+        cluster_rows(task, cache, choices)
+        if isinstance(net.backbone.fc, nn.Sequential):  # what lies behind the pooled map has not seen the target yet
+            settle(net, cache["real"][0])
+
+    def fill() -> None:
+        if isinstance(task, PaulTask) and config.loss.pedal:
+            with torch.no_grad():
+                for maps, rows in paul_batches(task, cache, -1, choices):
+                    task.memory.write(gather_rows(rows), net(maps[:, 0]).features)
+
+    def scores() -> Ranking:
+        with settled(net, cache["real"][0]) if choices.settle else nullcontext():
+            if watch is not None:
+                watch.epoch(task, embed(net, cache["real"][0]))
+            return evaluate(task, cache, watch)
+
+    fill()
+    if watch is not None:
+        watch.attach(task)
+        yield 0, scores()
     for epoch in range(config.optim.epochs):
-        for maps, rows in batches(task, cache, epoch):
+        if choices.refresh and epoch:
+            fill()
+        for maps, rows in batches(task, cache, epoch, choices):
             loss = task.training_step((maps, rows, None, rows), 0)
             if loss is not None:
+                if watch is not None:
+                    watch.gradients(task)
                 optimizer.zero_grad()
                 loss.backward()
                 task.on_after_backward()
+                if watch is not None:
+                    watch.norm(net)
                 optimizer.step()
         schedule.step()
-        yield epoch + 1, evaluate(task, cache)
+        if (epoch + 1) % config.evaluate_every == 0 or epoch + 1 == config.optim.epochs:
+            yield epoch + 1, scores()
 
 
-def paul_batches(task: PaulTask, cache: dict[str, Any], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def take(net: Any, known: dict[str, Tensor], *, branches: bool) -> None:
+    """The network whose maps are cached: its backbone, and its branches where the net has such."""
+    net.backbone.load_state_dict(_below(known, "backbone."), strict=False)
+    own = net.branches if isinstance(net, PatchNet) else getattr(net.neck, "branches", None)
+    if branches and own is not None:
+        own.load_state_dict(_below(known, "branches."))
+
+
+def _below(state: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+
+
+def paul_batches(
+    task: PaulTask, cache: dict[str, Any], epoch: int, choices: Choices
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(maps [B, 2, C, h, w] of an image and its surrogate, rows [B]) of an epoch; -1: of the memory's pass."""
     seed = task.config.seed
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch + 1]))
@@ -160,7 +249,25 @@ def paul_batches(task: PaulTask, cache: dict[str, Any], epoch: int) -> Iterator[
         yield torch.stack([real, other], 1).float(), rows
 
 
-def cluster_batches(task: ClusterContrastTask, cache: dict[str, Any], epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+def cluster_rows(task: ClusterContrastTask, cache: dict[str, Any], choices: Choices) -> None:
+    """How the task clusters the cached images."""
+    train = task.data.train
+
+    def features(records: Records) -> Tensor:
+        with settled(task.model, cache["real"][0]) if choices.settle else nullcontext():
+            return embed(task.model, cache["real"][0])
+
+    by_features = task.cluster
+    task.embed = features
+    if choices.centred:
+        task.cluster = lambda x: by_features(subtract_camera_mean(x, train.camids))
+    if choices.labels == "identities":
+        task.cluster = lambda x: np.unique(train.pids, return_inverse=True)[1].astype(np.int64)
+
+
+def cluster_batches(
+    task: ClusterContrastTask, cache: dict[str, Any], epoch: int, choices: Choices
+) -> Iterator[tuple[Tensor, Tensor]]:
     """(maps [P K, C, h, w], clusters) of an epoch, after clustering."""
     c, seed = task.config.data, task.config.seed
     labels = task.relabel()
@@ -168,9 +275,9 @@ def cluster_batches(task: ClusterContrastTask, cache: dict[str, Any], epoch: int
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch + 1]))
     sampler = IdentitySampler(labels, min(c.ids, found), c.images, steps=c.steps or None, seed=seed)
     sampler.set_epoch(epoch)
+    views = cache["real"] if choices.views == "real" else torch.cat([cache["real"], cache["surrogates"]])
     for batch in sampler:
         rows = torch.tensor(batch)
-        views = torch.cat([cache["real"], cache["surrogates"]])
         yield (
             views[torch.from_numpy(rng.integers(0, len(views), len(rows))), rows].float(),
             torch.from_numpy(labels)[rows],

@@ -7,7 +7,8 @@ python -m benchmarks.experiments.paul table --out runs/paul
 
 Every arm and seed leaves one JSON file, written whole, in the folder; those that are there are not run again, and an
 arm that was stopped goes on from its last epoch. Settings after `--set` hold for all arms of the folder; they are kept
-in settings.json, and a folder with others is refused.
+in settings.json, and a folder with others is refused. An arm may bring settings of its own, and for a cached run what
+it does otherwise than its method (`cached.Choices`): --arms "pedal loss.k=5" "both cached.settle=true".
 """
 
 from __future__ import annotations
@@ -19,14 +20,15 @@ import shutil
 import statistics
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.experiments.cached import adapt, make_cache
+from benchmarks.experiments.cached import Choices, adapt, make_cache, settle
+from benchmarks.experiments.watch import Watch
 from reidfast._files import write_whole
 from reidfast.data import load as load_data
 from reidfast.engine import paired_bootstrap
@@ -51,8 +53,17 @@ ARMS: dict[str, tuple[str, list[str]]] = {
     "learned-adabn": ("paul-osnet", ["--optim.lr=0"]),
     "learned-both": ("paul-osnet", []),
     "cluster-contrast": ("cluster_contrast", ["--model.neck=backbone"]),
+    "cluster-stripes": ("cluster_contrast", ["--model.neck=stripes"]),
 }
-CONTROLS = ("untrained", "minus mean", "minus camera means", "k-reciprocal", "camera means + k-reciprocal")
+CACHED = "cached."  # settings of an arm that begin so are `cached.Choices`
+CONTROLS = (
+    "untrained",
+    "minus mean",
+    "minus camera means",
+    "k-reciprocal",
+    "camera means + k-reciprocal",
+    "batch norms of real images",
+)
 LEARNED = [  # branches and patches of a pre-training on labelled images, `--source`
     "--model.patches=learned",
     "--model.branches=new",
@@ -68,14 +79,15 @@ CLUSTER = [  # cluster-contrast at the size of the other arms
     "--data.images=4",
     "--data.steps=0",
     "--data.pad=4",
-    "--loss.eps=0.6",
     "--optim.milestones=[]",
 ]
 
 
 def settings_of(arm: str, seed: int, options: argparse.Namespace) -> Any:
     """The configuration of a run."""
-    method, own = ARMS[arm]
+    name, *more = arm.split()
+    method, own = ARMS[name]
+    own = [*own, *(f"--{item}" for item in more if not item.startswith(CACHED))]
     common = [
         f"--data.name={options.target}",
         f"--data.train_ids={options.train_ids}",
@@ -118,28 +130,43 @@ def keep(path: Path, content: dict[str, Any]) -> None:
 
 
 def run_controls(options: argparse.Namespace) -> None:
-    """The network before any training, and what can be done to its features without any."""
-    if all((options.out / f"{name}-0.json").exists() for name in CONTROLS):
+    """The network before any training, and what can be done to its features without any.
+
+    The last one is AdaBN on 640 training images as they are; the arm `adabn` sees their surrogates too.
+    """
+    missing = [name for name in CONTROLS if not (options.out / f"{name}-0.json").exists()]
+    if not missing:
         return
     config = settings_of("both", 0, options)
     method = module_of("paul-osnet")
     data = method.load(config)
-    task, _ = method.build(config, data)
-    query, gallery = task.embed(data.query), task.embed(data.gallery)
+    task, module = method.build(config, data)
     ids = (data.query.pids, data.gallery.pids, data.query.camids, data.gallery.camids)
     cameras = np.concatenate([data.query.camids, data.gallery.camids])
-    unit = torch.nn.functional.normalize(torch.cat([query, gallery]), dim=1)
+    n = len(data.query)
+
+    def embedded() -> torch.Tensor:
+        return torch.nn.functional.normalize(torch.cat([task.embed(data.query), task.embed(data.gallery)]), dim=1)
+
+    unit = embedded()
     centred = subtract_camera_mean(unit, np.zeros(len(unit), np.int64))
     by_camera = subtract_camera_mean(unit, cameras)
-    n = len(query)
+
+    def settled() -> Ranking:
+        task.prepare(module)
+        settle(task.model, module.plain_images(640))
+        found = embedded()
+        return rank(found[:n], found[n:], *ids)
+
     made = {
-        "untrained": lambda: rank(query, gallery, *ids),
+        "untrained": lambda: rank(unit[:n], unit[n:], *ids),
         "minus mean": lambda: rank(centred[:n], centred[n:], *ids),
         "minus camera means": lambda: rank(by_camera[:n], by_camera[n:], *ids),
         "k-reciprocal": lambda: rank_reranked(unit[:n], unit[n:], *ids),
         "camera means + k-reciprocal": lambda: rank_reranked(by_camera[:n], by_camera[n:], *ids),
+        "batch norms of real images": settled,
     }
-    for name in CONTROLS:
+    for name in missing:
         ranking = made[name]()
         keep(options.out / f"{name}-0.json", {"arm": name, "seed": 0, **result(ranking, data.query.pids)})
         print(f"{name:<28} rank-1 {100 * ranking.cmc[0]:5.1f}   mAP {100 * ranking.mean_ap:5.1f}", flush=True)
@@ -151,15 +178,18 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
     if path.exists():
         return
     config = settings_of(arm, seed, options)
+    choices = choices_of(arm)
     begin, cpu = time.perf_counter(), time.process_time()
-    method = module_of(ARMS[arm][0])
+    method = module_of(ARMS[arm.split()[0]][0])
     data = method.load(config)
     if options.cached:
         torch.manual_seed(seed)
         curve = []
         task, _ = method.build(config, data)
-        for epoch, ranking in adapt(task, cache_of(options)):
-            curve.append({"epoch": epoch, "rank1": float(ranking.cmc[0]), "mAP": ranking.mean_ap})
+        watch = Watch() if options.watch else None
+        for epoch, ranking in adapt(task, cache_of(options), choices, watch):
+            seen = watch.rows[-1] if watch else {}
+            curve.append({"epoch": epoch, "rank1": float(ranking.cmc[0]), "mAP": ranking.mean_ap, **seen})
         settings = asdict(config)
     else:
         metrics = train(config)
@@ -179,6 +209,16 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
         f"   mAP by epoch {by_epoch}   {seconds:.0f} s",
         flush=True,
     )
+
+
+def choices_of(arm: str) -> Choices:
+    """What a cached arm does otherwise than its method."""
+    given = [item.removeprefix(CACHED).split("=", 1) for item in arm.split()[1:] if item.startswith(CACHED)]
+    known = {f.name for f in fields(Choices)}
+    unknown = [key for key, *_ in given if key not in known]
+    if unknown:
+        raise SystemExit(f"{arm}: expected {CACHED}{{{', '.join(sorted(known))}}}, got {', '.join(unknown)}")
+    return Choices(**{key: {"true": True, "false": False}.get(value, value) for key, value in given})
 
 
 def cache_of(options: argparse.Namespace) -> dict[str, Any]:
@@ -221,6 +261,9 @@ def summary(folder: Path, against: str, leave_out: str | None = None) -> list[di
         found = runs[arm]
         row: dict[str, Any] = {"arm": arm, "seeds": [run["seed"] for run in found]}
         row |= {key: [round(100 * run[key], 2) for run in found] for key in ("rank1", "mAP")}
+        if "curve" in found[0]:
+            row["cpu_seconds"] = [run["cpu_seconds"] for run in found]
+            row["curves"] = [[{k: round(v, 4) for k, v in at.items()} for at in run["curve"]] for run in found]
         if base and arm != against:
             first, second = (np.mean([run["ap"] for run in group], 0) for group in (base, found))
             d = paired_bootstrap(first, second, base[0]["pids"])
@@ -287,6 +330,9 @@ def main(arguments: list[str] | None = None) -> None:
     running.add_argument(
         "--cached", action="store_true", help="train from the third stage on, on cached maps: a CPU's size"
     )
+    running.add_argument(
+        "--watch", action="store_true", help="cached runs: what happens to the features, in each file's curve"
+    )
     running.add_argument("--keep", action="store_true", help="keep checkpoints and weights of finished runs")
     shown = commands.add_parser("table", help="mean, spread and paired bootstrap of what is finished")
     shown.add_argument("--out", type=Path, required=True)
@@ -305,7 +351,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     options.set = [f"--{item.removeprefix('--')}" for item in options.set]
     options.set_cluster = [f"--{item.removeprefix('--')}" for item in options.set_cluster]
-    unknown = [arm for arm in options.arms if arm not in ARMS and arm != "controls"]
+    unknown = [arm for arm in options.arms if arm.split()[0] not in ARMS and arm != "controls"]
     if unknown:
         raise SystemExit(f"expected arms among controls, {', '.join(ARMS)}; got {', '.join(unknown)}")
     check_settings(options)

@@ -10,8 +10,33 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reidfast.models.backbones import Backbone, OSNet
+from reidfast.models.paul import PatchBranches
+from reidfast.nn import FixedPatches
 
 __all__ = ["ClusterContrast"]
+
+STRIPES = 6
+
+
+class StripeNeck(nn.Module):
+    """Horizontal stripes of a map, each through a linear layer and batch norm of its own: what PatchNet has.
+
+    Args:
+        linear: What every stripe starts with.
+        norm: The same.
+        parts: Stripes.
+    """
+
+    def __init__(self, linear: nn.Linear, norm: nn.BatchNorm1d, parts: int) -> None:
+        super().__init__()
+        self.generator = FixedPatches(parts)
+        self.branches = PatchBranches(parts, linear.in_features, linear.out_features)
+        self.branches.copy_(linear, norm)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Map [B, C, H, W] -> [B, parts * d], every stripe's feature at unit length."""
+        x = functional.normalize(self.branches(self.generator(features)), dim=2)
+        return x.transpose(0, 1).flatten(1)
 
 
 class ClusterContrast(nn.Module):
@@ -22,25 +47,32 @@ class ClusterContrast(nn.Module):
     Args:
         backbone: Any backbone; the paper's is resnet50 with last stride 1 at 256 x 128.
         neck: "new": a batch norm of its own. "backbone": that of OSNet's fully connected layer, whose ReLU is left out.
+            "stripes": that layer and norm six times over, on horizontal stripes of the map, as PatchNet starts.
     """
 
-    def __init__(self, backbone: Backbone, *, neck: Literal["new", "backbone"] = "new") -> None:
+    def __init__(self, backbone: Backbone, *, neck: Literal["new", "backbone", "stripes"] = "new") -> None:
         super().__init__()
-        if neck not in ("new", "backbone"):
-            raise ValueError(f"cluster_contrast: expected neck new or backbone, got {neck!r}")
+        if neck not in ("new", "backbone", "stripes"):
+            raise ValueError(f"cluster_contrast: expected neck new, backbone or stripes, got {neck!r}")
         self.backbone = backbone
         self.feature_size = backbone.feature_size
         self.neck: nn.Module = nn.Identity()
         if neck == "new":
             self.neck = nn.BatchNorm1d(self.feature_size)
             self.neck.bias.requires_grad_(False)
-        elif isinstance(backbone, OSNet) and backbone.fc is not None:
-            backbone.fc = nn.Sequential(*list(backbone.fc)[:2])
-        else:
+        elif not isinstance(backbone, OSNet) or backbone.fc is None:
             raise ValueError(
-                "cluster_contrast: expected an OSNet with its fully connected layer for neck='backbone', "
+                f"cluster_contrast: expected an OSNet with its fully connected layer for neck={neck!r}, "
                 f"got {type(backbone).__name__}; use neck='new'"
             )
+        elif neck == "backbone":
+            backbone.fc = nn.Sequential(*list(backbone.fc)[:2])
+        else:
+            linear, norm = backbone.fc[0], backbone.fc[1]
+            assert isinstance(linear, nn.Linear) and isinstance(norm, nn.BatchNorm1d)
+            self.neck = StripeNeck(linear, norm, STRIPES)
+            self.feature_size = STRIPES * linear.out_features
+            backbone.fc, backbone.feature_size = None, backbone.out_channels
 
     def head_parameters(self) -> list[nn.Parameter]:
         """Parameters that are not the backbone's."""
@@ -48,4 +80,5 @@ class ClusterContrast(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> [B, feature_size], rows of unit length."""
-        return functional.normalize(self.neck(self.backbone(images)), dim=1)
+        x = self.backbone.forward_map(images) if isinstance(self.neck, StripeNeck) else self.backbone(images)
+        return functional.normalize(self.neck(x), dim=1)

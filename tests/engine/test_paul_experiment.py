@@ -5,14 +5,18 @@
 import json
 import shlex
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 pytest.importorskip("sklearn", reason="needs the extra [train]")
 
+from benchmarks.experiments.cached import settle, settled
 from benchmarks.experiments.paul import main, read
+from benchmarks.experiments.watch import describe, describe_clusters, describe_memory
 from reidfast.data import write_synthetic
 from reidfast.models import create_model, save_weights
 
@@ -35,13 +39,17 @@ def folder(tmp_path_factory):
     return base
 
 
-def run(folder, *more, arms=ARMS):
-    start = f"run --weights {folder}/osnet.npz --out {folder}/out --target {folder}/people/all.csv --epochs 1"
+def run(folder, *more, arms=ARMS, out="out"):
+    start = f"run --weights {folder}/osnet.npz --out {folder}/{out} --target {folder}/people/all.csv --epochs 1"
     size = "--height 64 --width 32 --cached --set-cluster loss.k1=6 loss.k2=2"
     size += " --set loss.k=3 data.batch=20 optim.lr=0.01"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REIDFAST_CACHE", str(folder / "cache"))
         main(shlex.split(f"{start} --arms {arms} {size}") + list(more))
+
+
+def load_run(path):
+    return json.loads(path.read_text())
 
 
 def test_arms_seeds_and_table(folder, capsys):
@@ -64,8 +72,9 @@ def test_arms_seeds_and_table(folder, capsys):
     capsys.readouterr()
     main(["table", "--out", str(folder / "out"), "--json", str(folder / "summary.json")])
     lines = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("| both | 2 | ") and ".." in line for line in lines) and len(lines) == 2 + 5 + 3
+    assert any(line.startswith("| both | 2 | ") and ".." in line for line in lines) and len(lines) == 2 + 6 + 3
     both = next(row for row in json.loads((folder / "summary.json").read_text())["arms"] if row["arm"] == "both")
+    assert [len(curve) for curve in both["curves"]] == [1, 1]
     mean = lambda arm: sum(100 * run["mAP"] for run in runs[arm]) / 2  # noqa: E731
     assert both["gain"] == pytest.approx(mean("both") - mean("adabn"), abs=0.02) and both["low"] <= both["high"]
 
@@ -75,6 +84,65 @@ def test_rejects(folder):
         run(folder, "--seeds", "0", arms="learned-both")
     with pytest.raises(SystemExit, match="expected arms among controls, adabn"):
         run(folder, arms="nothing")
+    with pytest.raises(SystemExit, match="expected cached.{centred, .*got nothing"):
+        run(folder, arms="'both cached.nothing=1'", out="wrong")
     run(folder, "--seeds", "0", arms="adabn")
     with pytest.raises(SystemExit, match="holds runs with other epochs"):
         run(folder, "--epochs", "2")
+
+
+def test_watching_changes_nothing_and_arms_bring_settings(folder):
+    arms = "both cluster-stripes 'both loss.k=2 cached.settle=true' 'cluster-stripes cached.labels=identities'"
+    run(folder, "--seeds", "0", "--watch", arms=arms, out="watched")
+    runs = {arm: found[0] for arm, found in read(folder / "watched").items()}
+    alone = folder / "out" / "both-0.json"
+    if not alone.exists():
+        run(folder, "--seeds", "0", arms="both")
+    assert runs["both"]["ap"] == load_run(alone)["ap"]
+    assert [row["epoch"] for row in runs["both"]["curve"]] == [0, 1]
+    row = runs["both"]["curve"][1]
+    assert {"loss/pedal", "loss/ipfl", "gradient", "gradient/cosine", "memory/near share", "rank", "train mAP"} <= set(
+        row
+    )
+    assert row["gradient/pedal"] > 0 and -1 <= row["gradient/cosine"] <= 1
+    changed = runs["both loss.k=2 cached.settle=true"]
+    assert changed["config"]["loss"]["k"] == 2 and changed["ap"] != runs["both"]["ap"]
+    found = runs["cluster-stripes cached.labels=identities"]["curve"][1]
+    assert found["pairs/precision"] == found["pairs/recall"] == 1 and found["outliers"] == 0
+    assert runs["cluster-stripes"]["curve"][1]["pairs/recall"] < 1
+
+
+def test_settled_batch_norms_come_back():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(2, 3, 1), nn.BatchNorm2d(3)).eval()
+    maps = 3 + 2 * torch.randn(128, 2, 4, 4)
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with settled(net, maps):
+        out = net(maps)
+        torch.testing.assert_close(out.mean((0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
+        torch.testing.assert_close(out.std((0, 2, 3)), torch.ones(3), atol=1e-2, rtol=0)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net[1].momentum == 0.1 and not net.training
+    settle(net, maps)
+    torch.testing.assert_close(net(maps), out)
+
+
+def test_what_is_watched():
+    pids, cameras = np.array([0, 0, 0, 1, 1, 1]), np.array([0, 0, 1, 0, 1, 1])
+    labels = np.array([0, 0, 1, 1, 1, -1])
+    found = describe_clusters(labels, pids, cameras)
+    # pairs in a cluster: 0-1, 2-3, 2-4, 3-4; of one identity: 0-1, 3-4 of six; over cameras: 3-4 of four
+    assert (found["clusters"], found["outliers"]) == (2, pytest.approx(1 / 6))
+    assert found["pairs/precision"] == 0.5 and found["pairs/recall"] == pytest.approx(1 / 3)
+    assert found["pairs/recall across cameras"] == 0.25
+    x = torch.eye(4)[torch.tensor([0, 0, 0, 1, 1, 1])][None]
+    found = describe(x, pids, cameras)
+    assert found["share/identity"] == pytest.approx(1) and found["train mAP"] == 1
+    assert found["mean cosine"] == pytest.approx(0.5) and found["rank"] == pytest.approx(1)
+    assert describe(x, cameras, pids)["share/camera"] == pytest.approx(1)
+    n = 40
+    found = describe_memory(torch.eye(n)[None], 0.5 * torch.eye(n)[None], 3.0)
+    assert found["memory/own cosine"] == 1 and found["memory/length"] == 0.5
+    assert found["memory/near distance"] == found["memory/mean distance"] == pytest.approx(1.25)
+    assert found["memory/effective rows"] == pytest.approx(n - 1, rel=1e-5)
+    assert found["memory/near share"] == pytest.approx(10 / (n - 1))

@@ -160,6 +160,23 @@ def test_cluster_contrast_network():
     assert create_model("cluster_contrast", backbone="osnet_x0_25").feature_size == 512
 
 
+def test_cluster_contrast_on_stripes_is_patch_net_at_unit_length():
+    torch.manual_seed(1)
+    nets = [create_model("osnet_x0_25") for _ in range(2)]
+    nets[1].load_state_dict(nets[0].state_dict())
+    patch_net = PatchNet(nets[0], dim=512, patches="stripes", branches="backbone")
+    net = ClusterContrast(nets[1], neck="stripes")
+    crops = torch.randn(4, 3, 96, 32)
+    torch.testing.assert_close(net.eval()(crops), patch_net.eval()(crops) / 6**0.5)
+    features = patch_net.train()(crops).features
+    torch.testing.assert_close(net.train()(crops), features.transpose(0, 1).flatten(1) / 6**0.5)
+    assert net.feature_size == 3072 and len(net.head_parameters()) == 4
+    inside = {id(p) for p in [*net.backbone.parameters(), *net.head_parameters()]}
+    assert inside == {id(p) for p in net.parameters()}  # all of it is trained
+    with pytest.raises(ValueError, match="fully connected layer for neck='stripes', got Tiny"):
+        ClusterContrast(Tiny(), neck="stripes")
+
+
 @pytest.mark.parametrize("backbone,options", [("mobilenet_v2", {"width": 0.35, "last_stride": 1}), ("resnet18", {})])
 def test_other_backbones(backbone, options):
     net = create_model("paul", backbone=backbone, backbone_options=options, dim=8, hidden=16).eval()

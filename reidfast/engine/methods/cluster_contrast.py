@@ -50,14 +50,15 @@ class ClusterModelConfig:
         backbone: Name for `create_model`.
         weights: Checkpoint of the backbone; None: random.
         options: Of the backbone.
-        neck: "new" batch norm, or that of OSNet's fully connected layer ("backbone").
+        neck: "new" batch norm, or that of OSNet's fully connected layer ("backbone"), or six of those on horizontal
+            stripes ("stripes").
         unfold: Undo folded batch norms of the weights before training, over this many training images; 0: no.
     """
 
     backbone: str = "resnet50"
     weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    neck: Literal["new", "backbone"] = "new"
+    neck: Literal["new", "backbone", "stripes"] = "new"
     unfold: int = 0
 
 
@@ -153,6 +154,7 @@ class ClusterContrastTask(ReidTask):
     def __init__(self, model: ClusterContrast, config: Config, data: ReidData) -> None:
         super().__init__(model, config, data)
         self.clusters = 0
+        self.labels: NDArray[np.int64] | None = None
         self._centres = torch.empty(0)
         self._pending: tuple[Tensor, Tensor] | None = None
 
@@ -162,11 +164,15 @@ class ClusterContrastTask(ReidTask):
         if self.config.model.unfold:
             unfold_batch_norms(self.model.backbone, module.plain_images(self.config.model.unfold).to(self.device))
 
-    def relabel(self) -> NDArray[np.int64]:
-        """Cluster the training images by their features as of now, -1 = outlier; centres are the clusters' means."""
+    def cluster(self, features: Tensor) -> NDArray[np.int64]:
+        """Pseudo-label of every training image, -1 = outlier."""
         c = self.config.loss
+        return cluster(features, eps=c.eps, min_samples=c.min_samples, k1=c.k1, k2=c.k2)
+
+    def relabel(self) -> NDArray[np.int64]:
+        """Cluster the training images by their features as of now; centres are the clusters' means."""
         features = self.embed(self.data.train)
-        labels = cluster(features, eps=c.eps, min_samples=c.min_samples, k1=c.k1, k2=c.k2)
+        self.labels = labels = self.cluster(features)
         kept = torch.from_numpy(labels >= 0)
         self.clusters = int(labels.max(initial=-1)) + 1
         sums = torch.zeros(self.clusters, features.shape[1])
