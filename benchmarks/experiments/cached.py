@@ -30,10 +30,11 @@ from reidfast.data.samplers import IdentitySampler, ShuffleSampler
 from reidfast.engine.methods.cluster_contrast import ClusterContrastTask
 from reidfast.engine.methods.paul import PaulTask, ViewsDataModule
 from reidfast.evaluation import Ranking, rank, subtract_camera_mean
+from reidfast.losses import PEDAL
 from reidfast.models import OSNet
 from reidfast.models.backbones import Backbone
 from reidfast.models.paul import PatchNet
-from reidfast.nn import gather_rows
+from reidfast.nn import MemoryBank, gather_rows
 
 SURROGATES = 2
 TAIL = ("conv3", "conv4", "conv5", "fc")
@@ -107,16 +108,39 @@ class Choices:
         settle: Embeddings (in evaluation, and before clustering) are taken with batch norm statistics of the images as
             they are, measured then, instead of the running ones, half of which come from surrogates.
         views: What cluster-contrast draws from: "all" of the cached views, or "real" ones.
-        labels: Of cluster-contrast: "clusters", or "identities": what perfect clusters would give.
+        labels: "found", or "identities": what perfect clusters would give cluster-contrast, and PEDAL if the k nearest
+            rows were taken from those of the image's own identity.
         centred: Clustering takes each camera's mean off the features first.
         refresh: The memory is written anew at the beginning of each epoch, not only of the first.
     """
 
     settle: bool = False
     views: str = "all"
-    labels: str = "clusters"
+    labels: str = "found"
     centred: bool = False
     refresh: bool = False
+
+
+class KnownPEDAL(nn.Module):
+    """PEDAL whose nearest rows are those of the image's own identity, and nobody else's.
+
+    Args:
+        pedal: k and scale.
+        pids: Identity of each row of the memory.
+    """
+
+    def __init__(self, pedal: PEDAL, pids: np.ndarray) -> None:
+        super().__init__()
+        self.k, self.scale, self.pids = pedal.k, pedal.scale, torch.from_numpy(pids)
+
+    def forward(self, x: Tensor, memory: MemoryBank, rows: Tensor) -> Tensor:
+        """As PEDAL's."""
+        bank = memory.bank
+        d = x.square().sum(2, keepdim=True) + bank.square().sum(2)[:, None] - 2 * x @ bank.mT
+        itself = torch.arange(len(self.pids)) == rows[:, None]
+        logits = (-self.scale * d).masked_fill(itself, -torch.inf)
+        near = logits.masked_fill(self.pids != self.pids[rows][:, None], -torch.inf).topk(self.k).values
+        return (logits.logsumexp(2) - near.logsumexp(2)).mean()
 
 
 @torch.no_grad()
@@ -182,6 +206,8 @@ def adapt(
     [optimizer], [schedule] = task.configure_optimizers()
     task.train()
     batches = paul_batches if isinstance(task, PaulTask) else cluster_batches
+    if isinstance(task, PaulTask) and task.pedal is not None and choices.labels == "identities":
+        task.pedal = KnownPEDAL(task.pedal, task.data.train.pids)
     if isinstance(task, ClusterContrastTask):
         cluster_rows(task, cache, choices)
         if isinstance(net.backbone.fc, nn.Sequential):  # what lies behind the pooled map has not seen the target yet

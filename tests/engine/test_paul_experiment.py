@@ -14,11 +14,13 @@ pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 pytest.importorskip("sklearn", reason="needs the extra [train]")
 
-from benchmarks.experiments.cached import settle, settled
+from benchmarks.experiments.cached import KnownPEDAL, settle, settled
 from benchmarks.experiments.paul import main, read
 from benchmarks.experiments.watch import describe, describe_clusters, describe_memory
 from reidfast.data import write_synthetic
+from reidfast.losses import PEDAL
 from reidfast.models import create_model, save_weights
+from reidfast.nn import MemoryBank
 
 ARMS = "controls adabn both cluster-contrast"
 
@@ -93,6 +95,7 @@ def test_rejects(folder):
 
 def test_watching_changes_nothing_and_arms_bring_settings(folder):
     arms = "both cluster-stripes 'both loss.k=2 cached.settle=true' 'cluster-stripes cached.labels=identities'"
+    arms += " 'pedal loss.k=2' 'pedal loss.k=2 cached.labels=identities'"
     run(folder, "--seeds", "0", "--watch", arms=arms, out="watched")
     runs = {arm: found[0] for arm, found in read(folder / "watched").items()}
     alone = folder / "out" / "both-0.json"
@@ -110,6 +113,8 @@ def test_watching_changes_nothing_and_arms_bring_settings(folder):
     found = runs["cluster-stripes cached.labels=identities"]["curve"][1]
     assert found["pairs/precision"] == found["pairs/recall"] == 1 and found["outliers"] == 0
     assert runs["cluster-stripes"]["curve"][1]["pairs/recall"] < 1
+    told, not_told = runs["pedal loss.k=2 cached.labels=identities"], runs["pedal loss.k=2"]
+    assert told["curve"][1]["loss/pedal"] > not_told["curve"][1]["loss/pedal"]  # the nearest attract more than others
 
 
 def test_settled_batch_norms_come_back():
@@ -125,6 +130,24 @@ def test_settled_batch_norms_come_back():
     assert net[1].momentum == 0.1 and not net.training
     settle(net, maps)
     torch.testing.assert_close(net(maps), out)
+
+
+def test_known_pedal():
+    generator = torch.Generator().manual_seed(0)
+    memory = MemoryBank(12, 8, parts=2, k=1)
+    memory.bank.copy_(torch.randn(2, 12, 8, generator=generator))
+    x = nn.functional.normalize(torch.randn(2, 3, 8, generator=generator), dim=2)
+    rows, pids, pedal = torch.tensor([0, 5, 11]), np.repeat(np.arange(4), 3), PEDAL(2, 3.0)
+    everybody = KnownPEDAL(pedal, np.zeros(12, np.int64))(x, memory, rows)
+    torch.testing.assert_close(everybody, pedal(x, memory, rows))  # of one identity all: as it is
+    expected = 0.0
+    for part, bank in zip(x, memory.bank, strict=True):
+        for i, row in zip(part, rows.tolist(), strict=True):
+            attraction = (-3.0 * (i - bank).square().sum(1)).exp()
+            own = [j for j in range(12) if j // 3 == row // 3 and j != row]
+            others = [j for j in range(12) if j != row]
+            expected += float(attraction[others].sum().log() - attraction[own].sum().log()) / 6
+    assert float(KnownPEDAL(pedal, pids)(x, memory, rows)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_what_is_watched():
