@@ -70,8 +70,8 @@ def result_rows(results: list[dict[str, Any]], all_rows: bool) -> list[str]:
 def part_table(name: str, part: dict[str, Any], all_rows: bool) -> str:
     """One part of benchmarks/reranking.py: times, facts, or time and memory against gallery size."""
     lines = [f"`{name}`: {where(part['environment'])}", ""]
-    if "results" in part:
-        lines += [*result_rows(part["results"], all_rows), ""]
+    if "results" in part and (rows := result_rows(part["results"], all_rows)):
+        lines += [*rows, ""]
     if "facts" in part:
         lines += ["| what | found | wanted |", "|---|---|---|"]
         for fact in part["facts"]:
