@@ -137,7 +137,9 @@ class RRUSTIM(VideoModel):
         video = self._pooled(refined)
         if not self.training:
             return video
-        stripes = refined.mean((1, 4))  # (B, C, h)
+        # (B, C, h), summed as RRU's result lies in memory; divided after that, so that the gradient stays a view
+        rows = refined.permute(1, 0, 3, 4, 2)  # (T, B, h, w, C)
+        stripes = rows.sum(0).sum(2).transpose(1, 2) / (rows.shape[0] * rows.shape[3])
         if self.parts is not None and self.parts != stripes.shape[2]:
             stripes = functional.adaptive_avg_pool1d(stripes, self.parts)
         auxiliary = None if self.aux is None or below is None else self.aux(below.mean(1))

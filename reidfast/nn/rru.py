@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reidfast import ops
+from reidfast.nn.rows import rows_product
 from reidfast.ops._checks import check_choice
 
 ACTIVATIONS = ("relu", "leaky_relu")
@@ -112,7 +113,7 @@ class RRU(nn.Module):
         difference, motion = self.reduce.weight.flatten(1).split(self.channels, 1)
         if self.flip_difference:
             difference = -difference
-        seen = functional.linear(rows, motion).movedim(-1, 2).unbind()  # views (B, hidden, H, W)
+        seen = rows_product(rows, motion).movedim(-1, 2).unbind()  # views (B, hidden, H, W)
         frames = rows.movedim(-1, 2).unbind()  # one gradient for all, where indexing would make one for each
         if state is None:
             if self.training:
@@ -124,7 +125,7 @@ class RRU(nn.Module):
             refined, before = state
             out, first = [], 0
         for t in range(first, len(frames)):
-            reduced = functional.linear((refined - frames[t]).movedim(1, -1), difference).movedim(-1, 1)
+            reduced = rows_product((refined - frames[t]).movedim(1, -1), difference).movedim(-1, 1)
             channel, spatial = self.gates(reduced + (seen[t] - before))
             refined = ops.gated_update(channel.to(refined.dtype), spatial.to(refined.dtype), refined, frames[t])
             out.append(refined)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from reidfast.nn.rows import rows_product
+
 
 class STIMState(NamedTuple):
     """Where a clip stopped, for its next chunk."""
@@ -54,14 +56,17 @@ class STIM(nn.Module):
         weight = self.reduce.weight
         rows = maps.permute(1, 0, 3, 4, 2)
         if rows.is_contiguous():  # as RRU returns them
-            x = functional.linear(rows, weight.flatten(1)).permute(1, 4, 0, 2, 3)
+            x = rows_product(rows, weight.flatten(1)).permute(1, 4, 0, 2, 3)
         else:
             x = functional.conv2d(maps.flatten(0, 1), weight.squeeze(2)).unflatten(0, maps.shape[:2]).transpose(1, 2)
         return functional.relu(self.reduce_norm(x))
 
     def _mixed(self, x: Tensor, pad: tuple[int, int]) -> Tensor:
         """(B, hidden, T, H, W), zero frames before and after -> (B, dim): sum over frames of the cells' mean."""
-        y = functional.conv3d(functional.pad(x, (0, 0, 0, 0, *pad)), self.mix.weight, padding=(0, 1, 1))
+        if pad == (1, 1):
+            y = self.mix(x)
+        else:
+            y = functional.conv3d(functional.pad(x, (0, 0, 0, 0, *pad)), self.mix.weight, padding=(0, 1, 1))
         return functional.relu(self.mix_norm(y)).mean((3, 4)).sum(2)
 
     def forward(self, maps: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from reidfast.nn import RRU, STIM
+from reidfast.nn.rows import rows_product
 from reidfast.nn.rru import reference_rru
 
 
@@ -130,3 +131,31 @@ def test_rejects():
         RRU(4)(torch.zeros(1, 3, 4, 8, 4))
     with pytest.raises(ValueError, match=r"STIM: expected maps \(B, T, 4, H, W\), got \(1, 3, 5, 8, 4\)"):
         STIM(4)(torch.zeros(1, 3, 5, 8, 4))
+
+
+@pytest.mark.parametrize("shape", [(3, 2, 8, 4, 24), (1, 1, 1, 1, 5), (40, 6, 3, 7), (2, 3, 4)])
+def test_products_of_rows_are_linear_layers(shape):
+    """In single precision by a convolution, in others by a matrix product: the same values and gradients."""
+    torch.manual_seed(0)
+    x, w = torch.randn(shape), torch.randn(6, shape[-1])
+    g = torch.randn(*shape[:-1], 6)
+    found, exact = [], []
+    for out, dtype in ((found, torch.float32), (exact, torch.float64)):
+        leaves = [t.to(dtype).requires_grad_() for t in (x, w)]
+        y = rows_product(*leaves)
+        out += [y, *torch.autograd.grad(y, leaves, g.to(dtype))]
+    assert found[0].dtype == torch.float32 and found[0].shape == g.shape
+    torch.testing.assert_close(exact[0], torch.nn.functional.linear(x.double(), w.double()))
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a.double(), b.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_single_precision_follows_the_published_recursion():
+    torch.manual_seed(0)
+    rru, stim = RRU(12, (8, 4), hidden=16), STIM(12, 8, hidden=16)
+    x = torch.randn(3, 5, 12, 8, 4)
+    want = reference_rru(copy.deepcopy(rru).double(), x.double())
+    refined, _ = rru(x)
+    torch.testing.assert_close(refined.double(), want, atol=1e-5, rtol=1e-5)
+    again = copy.deepcopy(stim).double()(want)
+    torch.testing.assert_close(stim(refined).double(), again, atol=1e-5, rtol=1e-5)
