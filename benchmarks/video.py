@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Video evaluation at MARS's size, and a training step of QAN on sets of different sizes."""
+"""Video evaluation at MARS's size, and a training step of QAN on sets of different sizes.
+
+python -m benchmarks.run video_rank video_pool qan_step       times
+python -m benchmarks.video --out FILE                         peak memory of the evaluation
+"""
 
 from __future__ import annotations
 
@@ -184,3 +188,32 @@ register(
         quick=("tiny",),
     )
 )
+
+
+def memory() -> dict[str, int]:
+    """Peak memory beyond the features, in bytes, of every way to pool and to rank at the largest size."""
+    from reidfast.testing import peak_memory
+
+    used = {}
+    for function, shapes, shape in (("rank_steps", "RANK_SHAPES", "mars"), ("pool_steps", "POOL_SHAPES", "mars tenth")):
+        for name in globals()[function](globals()[shapes]["tiny"], "cpu"):
+            setup = f"""
+            from benchmarks import video
+            video.{function}(video.{shapes}["tiny"], "cpu")[{name!r}]()
+            step = video.{function}(video.{shapes}[{shape!r}], "cpu")[{name!r}]
+            """
+            used[f"{function.split('_')[0]} {shape}, {name}"] = found = peak_memory(setup, "kept = step()")
+            print(f"{shape:<12} {name:<42} {found / 2**20:8.0f} MiB", flush=True)
+    return used
+
+
+if __name__ == "__main__":
+    import argparse
+    import json
+    from pathlib import Path
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    target = parser.parse_args().out
+    content = {"command": f"python -m benchmarks.video --out {target}", "peak memory, bytes": memory()}
+    target.write_text(json.dumps(content, indent=1) + "\n")
