@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+# Before cuBLAS starts: without it, it refuses to work under deterministic algorithms.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 # Before anything imports a Triton kernel: without a GPU they run in Triton's interpreter, on CPU tensors.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
@@ -27,6 +29,25 @@ def reidfast_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no real data at {folder} (set REIDFAST_DATA)")
     return folder
+
+
+def device_is_usable() -> bool:
+    """False after an error that sticks to this process's CUDA context, or a capture that never ended."""
+    if not torch.cuda.is_initialized():
+        return True
+    try:
+        torch.rand(1, device="cuda")
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+@pytest.hookimpl(trylast=True)  # when the test's outcome has been sent
+def pytest_runtest_logfinish(nodeid, location):
+    """A worker that can no longer use the GPU ends, so that the tests after this one get another worker."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not device_is_usable():
+        os._exit(3)
 
 
 def pytest_collection_modifyitems(items):

@@ -21,11 +21,13 @@ def evaluation(device: str) -> None:
     labels = (ids[:60], ids[60:], cameras[:60], cameras[60:])
     for precision in ("float32", "tf32x3", "certified", "bf16") if device == "cuda" else ("float32",):
         rank(x[:60], x[60:], *labels, precision=precision)
+        print(f"ran: rank in {precision}", flush=True)
     rank_distances(torch.cdist(x[:60], x[60:]), *labels)
     search(x[:60], x[60:], 9)
     for variant in ("zhong", "fastreid"):
         rerank(x[:60], x[60:], k1=9, k2=3, variant=variant).dense()
     jaccard_graph(x, k1=9, k2=3)
+    print("ran: the rest of evaluation", flush=True)
 
 
 def main() -> None:
@@ -35,6 +37,7 @@ def main() -> None:
             for odd in (False, True):
                 results = forward_backward(*make(Case(dtype, device, odd=odd)))
                 assert results, name
+        print(f"ran: {name}", flush=True)
     evaluation(device)
     if device == "cuda":
         torch.cuda.synchronize()

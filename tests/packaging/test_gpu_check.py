@@ -8,6 +8,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -103,20 +104,157 @@ def test_the_grid_runs_on_the_cpu(gpu_check, made_up, registry, monkeypatch):
     assert all(row["name"] in text and gpu_check.line(row) for row in rows)
 
 
-def test_what_the_grid_has_no_time_for_is_named(gpu_check, made_up):
-    stage, rows = gpu_check.grid(gpu_check.Clock(1), made_up["ceilings"], reserve=90)
-    assert rows == [] and len(stage["left_out"]) == sum(map(len, gpu_check.PLAN.values()))
+# Stands for the process that measures: notes down what it was asked for, as its first argument says it goes.
+CHILD = """
+import json, os, pathlib, sys, time
+how, journal, *labels = sys.argv[1:]
+row = json.loads(pathlib.Path(__file__).with_name("row.json").read_text())
+def note(**line):
+    with open(journal, "a") as out:
+        out.write(json.dumps(line) + chr(10))
+if how == "dead":
+    sys.exit("no context")
+if not os.path.exists(journal):
+    note(ceilings={"copy_bytes_per_s": 1.0})
+for n, label in enumerate(labels):
+    note(begin=label)
+    if how == "breaks" and label == "two, a":
+        os._exit(7)
+    if how == "hangs" and label == "two, a":
+        time.sleep(60)
+    if how == "raises" and label == "two, a":
+        note(label=label, failed="RuntimeError: made up")
+        sys.exit(3)
+    note(label=label, row=row | {"name": label})
+"""
 
 
-def test_the_gpu_tests_are_found(gpu_check):
+@pytest.fixture
+def small_grid(gpu_check, made_up, monkeypatch, tmp_path):
+    """How the child goes -> the grid's result, over three entries."""
+    (tmp_path / "child.py").write_text(CHILD)
+    (tmp_path / "row.json").write_text(json.dumps(made_up["results"][0]))
+    monkeypatch.setattr(gpu_check, "LOGS", tmp_path)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    monkeypatch.setattr(gpu_check, "LABELS", ["one, a", "two, a", "three, a"])
+
+    def run(how, seconds=60.0):
+        saved = []
+        command = [sys.executable, str(tmp_path / "child.py"), how]
+        result = gpu_check.grid(gpu_check.Clock(seconds), lambda r: saved.append(len(r["rows"])), command)
+        assert saved[-1] == len(result["rows"]) and saved == sorted(saved)
+        return result
+
+    return run
+
+
+def test_the_grid_measures_every_entry(small_grid):
+    result = small_grid("well")
+    assert [row["name"] for row in result["rows"]] == ["one, a", "two, a", "three, a"]
+    assert result["status"] == "ok" and result["ceilings"] and not result["left_out"]
+
+
+@pytest.mark.parametrize("how,words", [("breaks", "ended its process (7)"), ("raises", "made up")])
+def test_an_entry_that_breaks_the_gpu_costs_no_other(small_grid, how, words):
+    result = small_grid(how)
+    assert [row["name"] for row in result["rows"]] == ["one, a", "three, a"]
+    assert result["status"] == "failed" and words in result["failed"]["two, a"]
+
+
+def test_an_entry_that_hangs_costs_no_other(small_grid, gpu_check, monkeypatch):
+    monkeypatch.setattr(gpu_check, "STALL", 2.0)
+    result = small_grid("hangs")
+    assert [row["name"] for row in result["rows"]] == ["one, a", "three, a"]
+    assert result["failed"] == {"two, a": "took over 2 s"}
+
+
+def test_what_the_grid_has_no_time_for_is_named(small_grid):
+    result = small_grid("hangs", seconds=3.0)
+    assert result["left_out"] == ["two, a", "three, a"] and result["failed"] == {} and len(result["rows"]) == 1
+    assert small_grid("well", seconds=0.0)["left_out"] == ["one, a", "two, a", "three, a"]
+
+
+def test_a_grid_that_cannot_start_says_why(small_grid):
+    assert "no context" in small_grid("dead")["failed"]["start"]
+
+
+def test_a_first_call_that_compiles_is_no_measurement(monkeypatch):
+    """On CUDA the first call loads, compiles and chooses: it may be longer than the whole budget."""
+    from benchmarks import timing
+
+    calls = []
+
+    def step():
+        calls.append(None)
+        time.sleep(0.3 if len(calls) == 1 else 0.0)
+
+    monkeypatch.setattr(timing, "sync", lambda device: None)
+    monkeypatch.setattr(timing, "time_once", lambda step, device, inner: 1e-3)
+    assert timing.measure({"x": step}, "cuda", budget=0.2)["x"]["p50"] == 1e-3
+    calls.clear()
+    assert timing.measure({"x": step}, "cpu", budget=0.2)["x"]["p50"] > 0.2  # there a long step counts at once
+
+
+def test_the_commit_can_be_told(monkeypatch, tmp_path):
+    from benchmarks import timing
+
+    monkeypatch.setenv("REIDFAST_COMMIT", "abc1234")
+    assert timing.environment()["commit"] == "abc1234"
+    monkeypatch.delenv("REIDFAST_COMMIT")
+    monkeypatch.setenv("PATH", str(tmp_path))  # no git
+    assert timing.environment()["commit"] == ""
+
+
+def test_a_run_that_was_cut_off_is_counted_from_its_log(gpu_check, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_check, "LOGS", tmp_path)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+    (tmp_path / "test_it.py").write_text(
+        "import time\ndef test_a(): pass\ndef test_b(): assert 0\ndef test_c(): time.sleep(60)\n"
+    )
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "test_it.py").rename(tmp_path / "tests" / "test_it.py")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-v",
+        "-p",
+        "no:cacheprovider",
+        "tests",
+        f"--junitxml={tmp_path}/tests.xml",
+    ]
+    stage = gpu_check.finish_tests(gpu_check.Job("tests", command, 6.0, 15))
+    assert stage["status"] == "timeout" and stage["passed"] == 1
+    assert stage["failures"] == ["tests/test_it.py::test_b"]
+
+
+def test_what_the_sanitizer_says(gpu_check, monkeypatch, tmp_path):
+    monkeypatch.setattr(gpu_check, "LOGS", tmp_path)
+    monkeypatch.setattr(gpu_check, "ROOT", tmp_path)
+
+    def say(name, text, end=""):
+        return gpu_check.Job(name, [sys.executable, "-c", f"print({text!r}, flush=True); {end}"], 3.0)
+
+    slow = "import time; time.sleep(60)"
+    jobs = {"memcheck": say("memcheck", "ran: a"), "racecheck": say("racecheck", "ran: a", slow)}
+    found = gpu_check.finish_sanitizers(jobs)
+    assert found["status"] == "incomplete" and found["racecheck"]["reached"] == 1
+    jobs = {"memcheck": say("memcheck", "========= Invalid __global__ read of size 4 bytes", slow)}
+    assert gpu_check.finish_sanitizers(jobs)["status"] == "failed"
+    jobs = {"memcheck": say("memcheck", "Device not supported " + 3000 * "x", "raise SystemExit(99)")}
+    assert gpu_check.finish_sanitizers(jobs)["status"] == "skipped"
+    assert gpu_check.finish_sanitizers({})["status"] == "skipped"
+
+
+def test_the_gpu_tests_are_found(gpu_check, tmp_path):
     """What the check selects: the tests of ops, evaluation and Triton on a device, none that emulates one."""
-    command = gpu_check.test_command(Path("none.xml"))
+    command = gpu_check.test_command(tmp_path / "none.xml")
     command = command[: command.index("-n")] if "-n" in command else command
-    done = subprocess.run([*command, "--collect-only"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([*command, "-qq", "--collect-only"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-2000:]
     for wanted in ("test_evaluation_cuda.py", "test_ops_cuda.py", "triton/test_ranking.py", "triton/test_memory.py"):
         assert wanted in done.stdout
-    assert "cuda_emu" not in done.stdout
+    assert "cuda_emu" not in done.stdout and "compiles_to_machine_code" not in done.stdout
 
 
 def test_files(gpu_check, made_up, tmp_path):

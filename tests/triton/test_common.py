@@ -47,6 +47,28 @@ def test_narrow_rounds_to_nearest_even():
     assert torch.equal(out[~want.isnan()].view(torch.int16), want[~want.isnan()].view(torch.int16))
 
 
+@pytest.mark.parametrize("place,want", [("0", [1]), ("1", [2]), ("9", [2]), ("", [1, 2])])
+def test_one_place_of_the_lists_can_be_asked_for(monkeypatch, place, want):
+    import triton
+
+    from reidfast.ops.triton import _common
+
+    monkeypatch.setattr(_common, "INTERPRETED", False)
+    monkeypatch.setenv("REIDFAST_AUTOTUNE", place)
+    configs = [triton.Config({"BLOCK": n}, num_warps=4) for n in (1, 2)]
+    tuned = _common.autotune(configs, ["n"])(_common.narrow)
+    assert [c.kwargs["BLOCK"] for c in tuned.configs] == want
+
+
+def test_a_place_that_is_no_number_is_refused(monkeypatch):
+    from reidfast.ops.triton import _common
+
+    monkeypatch.setattr(_common, "INTERPRETED", False)
+    monkeypatch.setenv("REIDFAST_AUTOTUNE", "best")
+    with pytest.raises(ValueError, match="REIDFAST_AUTOTUNE: expected a place"):
+        _common.autotune([], ["n"])
+
+
 def test_bucket():
     assert [bucket(n) for n in (0, 1, 3, 4, 12_936)] == [1, 1, 4, 4, 16384]
 

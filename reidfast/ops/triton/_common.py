@@ -56,12 +56,18 @@ def autotune(configs: Sequence[triton.Config], key: Sequence[str], **options: An
     """``triton.autotune`` over a small stated list, its choices kept on disk; the first entry alone when interpreting.
 
     Args:
-        configs: Best guess first: it is what the interpreter and ahead-of-time compilation use.
+        configs: Best guess first: it is what the interpreter and ahead-of-time compilation use. ``REIDFAST_AUTOTUNE=N``
+            takes place N of every list (the last of shorter ones) and measures nothing.
         key: Arguments whose change asks for a new search. Pass sizes rounded by ``bucket``, or every batch searches.
         options: Passed on to ``triton.autotune``.
     """
-    if INTERPRETED:
-        return triton.autotune(configs=list(configs)[:1], key=list(key), **options)
+    place = "0" if INTERPRETED else os.environ.get("REIDFAST_AUTOTUNE", "")
+    if place:
+        if not place.isdecimal():
+            raise ValueError(
+                f"REIDFAST_AUTOTUNE: expected a place in the lists of choices, 0 for the first, got {place!r}"
+            )
+        return triton.autotune(configs=[configs[min(int(place), len(configs) - 1)]], key=list(key), **options)
     return triton.autotune(configs=list(configs), key=list(key), cache_results=True, **options)
 
 
