@@ -42,7 +42,8 @@ def run(function, inputs, grad):
 def run_twice(function, inputs, grad, seconds):
     """Derivatives of a random functional of the first derivatives."""
     inputs = [t.detach().requires_grad_() for t in (*inputs, grad)]
-    first = torch.autograd.grad(function(*inputs[:2]), inputs[:2], inputs[2], create_graph=True)
+    out = function(*inputs[:2])
+    first = torch.autograd.grad(out, inputs[:2], inputs[2].to(out.device), create_graph=True)
     return torch.autograd.grad(first, inputs, [s.to(f) for s, f in zip(seconds, first, strict=True)])
 
 
