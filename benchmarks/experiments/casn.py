@@ -80,6 +80,28 @@ ARMS: dict[str, tuple[str, list[str]]] = {
     "ide-all": ("casn-ide", []),
     "sa-default": ("casn", ["--loss.attention=0", "--model.indicator=gradient", "--loss.margin=null"]),
 }
+
+
+class Compared(NamedTuple):
+    """An arm, what it is compared with, and what has been added."""
+
+    arm: str
+    control: str
+    what: str
+
+
+STEPS = [
+    Compared("sampler", "ce", "batches of pairs"),
+    Compared("bce", "sampler", "verification"),
+    Compared("ia", "sampler", "identification attention"),
+    Compared("sa", "bce", "consistency"),
+    Compared("all", "bce", "both attentions"),
+    Compared("all", "sampler", "all losses"),
+    Compared("all", "ce", "CASN over PCB"),
+    Compared("ide-all", "ide", "CASN over IDE"),
+    Compared("sa-default", "bce", "consistency by casn.yaml's rule"),
+]
+MEASURED = ("rank1", "mAP", *KINDS)
 CPU = [
     "--model.backbone=osnet_x0_25",
     "--model.options={last_stride: 1}",  # a 16 x 8 map, as of 256 x 128
@@ -519,12 +541,6 @@ def columns(runs: list[dict[str, Any]], kind: str) -> Any:
     return np.mean(np.array(each, np.float64), 0).T
 
 
-def relative_gap(means: Any) -> Any:
-    """(..., 3) of `columns` -> gap over mean distance."""
-    positive, negative = means[..., 0], means[..., 1]
-    return 2 * (negative - positive) / (negative + positive)
-
-
 def bootstrap(a: Any, b: Any, ids: Any, statistic: Any, draws: int = 4000) -> tuple[float, float, float]:
     """statistic(means of b) - statistic(means of a) and its 95 % interval over drawn identities; a, b (Q, columns)."""
     valid = np.isfinite(a).all(1) & np.isfinite(b).all(1)
@@ -541,60 +557,67 @@ def bootstrap(a: Any, b: Any, ids: Any, statistic: Any, draws: int = 4000) -> tu
     return float(difference(total.sum(0))), float(low), float(high)
 
 
-def table(folder: Path, against: str) -> list[str]:
-    """Markdown: mean over seeds, and paired bootstraps over identities against one arm."""
-    runs = read(folder)
-    base = runs.get(against)
+def differences(runs: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Of every step whose two arms are there, in per cent: difference, its 95 % interval, the difference of each seed.
+
+    Scores of a query are averaged over the seeds, then identities are drawn: the interval says what other persons would
+    change, the seeds what another run would.
+    """
+    found = []
+    for step in STEPS:
+        if step.arm not in runs or step.control not in runs:
+            continue
+        new, old = ({run["seed"]: run for run in runs[arm]} for arm in (step.arm, step.control))
+        seeds = sorted(set(new) & set(old))
+        one, two = [old[s] for s in seeds], [new[s] for s in seeds]
+        row: dict[str, Any] = {**step._asdict(), "seeds": seeds}
+        for name, of in (
+            ("rank1", lambda run: (np.array(run["first"]) == 1).astype(float)),
+            ("mAP", lambda r: r["ap"]),
+        ):
+            first, second = (100 * np.array([of(run) for run in group]) for group in (one, two))
+            d = paired_bootstrap(first.mean(0), second.mean(0), one[0]["pids"])
+            row[name] = [d.mean, d.low, d.high, *(second.mean(1) - first.mean(1)).tolist()]
+        for kind in KINDS:
+            ids = one[0]["consistency"]["pids"]
+            d3 = bootstrap(columns(one, kind), columns(two, kind), ids, lambda means: 100 * means[..., 2])
+            each = [100 * (b["consistency"][kind]["closer"] - a["consistency"][kind]["closer"])
+                    for a, b in zip(one, two, strict=True)]  # fmt: skip
+            row[kind] = [*d3, *each]
+        found.append({k: [round(x, 3) for x in v] if k in MEASURED else v for k, v in row.items()})
+    return found
+
+
+def table(runs: dict[str, list[dict[str, Any]]], steps: list[dict[str, Any]]) -> list[str]:
+    """Markdown: mean and spread over seeds; what each part changes; the distances behind it."""
     lines = [
-        f"| arm | seeds | rank-1 | mAP | rank-1 - {against} (95 %) | mAP - {against} (95 %) | follows a shift "
-        "| mass on the person | minutes |",
+        "| arm | rank-1 | mAP | pairs: closer | identities: closer | features: closer | follows a shift "
+        "| mass on the person | seconds |",
         "|" + "---|" * 9,
     ]
     arms = [arm for arm in ARMS if arm in runs]
     for arm in arms:
         found = runs[arm]
-        other = ["", ""]
-        if base and arm != against:
-            for k, of in enumerate((lambda run: (np.array(run["first"]) == 1).astype(float), lambda run: run["ap"])):
-                first, second = (np.mean([of(run) for run in group], 0) for group in (base, found))
-                d = paired_bootstrap(first, second, base[0]["pids"])
-                other[k] = f"{100 * d.mean:+.1f} ({100 * d.low:+.1f} .. {100 * d.high:+.1f})"
         cells = [
             arm,
-            str(len(found)),
             spread([100 * run["rank1"] for run in found], 1),
             spread([100 * run["mAP"] for run in found], 1),
-            *other,
-            spread([100 * run["shift"]["followed"] for run in found], 0) + " %",
-            spread([100 * run["mass"]["mass"] for run in found], 1) + " %",
-            f"{statistics.mean(run['seconds']['cpu'] for run in found) / 60:.0f}",
+            *(spread([100 * run["consistency"][kind]["closer"] for run in found], 1) for kind in KINDS),
+            spread([100 * run["shift"]["followed"] for run in found], 0),
+            spread([100 * run["mass"]["mass"] for run in found], 1),
+            f"{statistics.mean(run['seconds']['cpu'] for run in found):.0f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| step | rank-1 | mAP | pairs: closer | identities: closer | features: closer |", "|" + "---|" * 6]
+    for row in steps:
+        told = [f"{d:+.1f} ({low:+.1f} .. {high:+.1f})" for d, low, high in (row[k][:3] for k in MEASURED)]
+        lines.append("| " + " | ".join([f"{row['what']}: {row['arm']} - {row['control']}", *told]) + " |")
     for kind in KINDS:
-        lines += [
-            "",
-            f"| {kind} attention | positive | negative | gap | relative gap | - {against} (95 %) | closer "
-            f"| - {against} (95 %) |",
-            "|" + "---|" * 8,
-        ]
+        lines += ["", f"| {kind} attention | positive | negative | gap | relative gap |", "|" + "---|" * 5]
         for arm in arms:
             found = [run["consistency"][kind] for run in runs[arm]]
-            other = ["", ""]
-            if base and arm != against:
-                a, b = columns(base, kind), columns(runs[arm], kind)
-                ids = base[0]["consistency"]["pids"]
-                d, low, high = bootstrap(a, b, ids, relative_gap)
-                other[0] = f"{d:+.3f} ({low:+.3f} .. {high:+.3f})"
-                d, low, high = bootstrap(a, b, ids, lambda means: 100 * means[..., 2])
-                other[1] = f"{d:+.1f} ({low:+.1f} .. {high:+.1f})"
-            cells = [
-                arm,
-                *(spread([c[k] for c in found], 3) for k in ("positive", "negative", "gap", "relative")),
-                other[0],
-                spread([100 * c["closer"] for c in found], 1) + " %",
-                other[1],
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
+            told = [spread([c[k] for c in found], 3) for k in ("positive", "negative", "gap", "relative")]
+            lines.append("| " + " | ".join([arm, *told]) + " |")
     return lines
 
 
@@ -604,9 +627,16 @@ def spread(values: list[float], digits: int) -> str:
     return f"{statistics.mean(values):.{digits}f}{more}"
 
 
+def without_folders(value: Any) -> Any:
+    """Settings with file names where they had paths."""
+    if isinstance(value, dict):
+        return {k: without_folders(v) for k, v in value.items()}
+    return Path(value).name if isinstance(value, str) and "/" in value else value
+
+
 def brief(run: dict[str, Any]) -> dict[str, Any]:
     """A result without what it holds of every query."""
-    kept = {k: v for k, v in run.items() if k not in ("ap", "first", "pids")}
+    kept = {k: without_folders(v) for k, v in run.items() if k not in ("ap", "first", "pids")}
     seen = {k: v for k, v in run["consistency"].items() if k != "pids"}
     for kind in KINDS:
         seen[kind] = {k: v for k, v in seen[kind].items() if k != "queries"}
@@ -704,7 +734,6 @@ def main(arguments: list[str] | None = None) -> None:
     running.add_argument("--keep", action="store_true", help="keep checkpoints and weights of finished runs")
     shown = commands.add_parser("table", help="mean, spread and paired bootstrap of what is finished")
     shown.add_argument("--out", type=Path, required=True)
-    shown.add_argument("--against", default="sampler")
     shown.add_argument("--json", type=Path, help="write the table and all results into one file")
     drawn = commands.add_parser("figure", help="attention of trained networks on rendered people")
     drawn.add_argument("--runs", nargs="+", type=Path, required=True, help="folders of reidfast train")
@@ -734,12 +763,14 @@ def main(arguments: list[str] | None = None) -> None:
         figure(options.runs, options.png, options.pairs)
         return
     if options.command == "table":
-        lines = table(options.out, options.against)
+        found = read(options.out)
+        steps = differences(found)
+        lines = table(found, steps)
         print("\n".join(lines))
         if options.json:
-            runs = [brief(run) for found in read(options.out).values() for run in found]
+            runs = [brief(run) for group in found.values() for run in group]
             settings, before = (json.loads((options.out / f"{n}.json").read_text()) for n in ("settings", "before"))
-            content = {"settings": settings, "before": before, "table": lines, "runs": runs}
+            content = {"settings": settings, "before": before, "table": lines, "steps": steps, "runs": runs}
             with write_whole(options.json) as stream:
                 stream.write((json.dumps(content, indent=1) + "\n").encode())
         return

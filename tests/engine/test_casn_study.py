@@ -76,9 +76,9 @@ def test_bootstrap_draws_identities():
     b = a * [0.5, 0.5, 1.0]
     b[0] = np.nan
     ids = np.repeat(np.arange(20), 3)
-    d, low, high = study.bootstrap(a, b, ids, study.relative_gap)
+    d, low, high = study.bootstrap(a, b, ids, lambda m: m[..., 1] / m[..., 0])
     assert max(abs(d), abs(low), abs(high)) < 1e-12  # all distances halved: nothing has changed
-    d, low, high = study.bootstrap(a, a + [0, 0.1, 0], ids, study.relative_gap)
+    d, low, high = study.bootstrap(a, a + [0, 0.1, 0], ids, lambda m: m[..., 1] / m[..., 0])
     assert 0 < low < d < high
     one_each = study.bootstrap(a, a + [0, 0, 1] * rng.normal(size=(60, 1)), np.arange(60), lambda m: m[..., 2])
     same = rng.normal(size=20)[ids][:, None] * [0, 0, 1]
@@ -142,8 +142,15 @@ def test_table_compares_what_is_there(tmp_path):
     for arm, shift in (("sampler", 0.0), ("all", 0.1)):
         for seed in (0, 1):
             (tmp_path / f"{arm}-{seed}.json").write_text(json.dumps(run(arm, seed, shift)))
-    lines = study.table(tmp_path, "sampler")
-    assert len(lines) == 4 + 3 * 5 and lines[2].startswith("| sampler | 2 | 50.0")
-    assert "+10.0" in lines[3] and "+0.200 (+0.200 .. +0.200)" in lines[8] and "+10.0 (+10.0 .. +10.0)" in lines[8]
+    found = study.read(tmp_path)
+    (step,) = study.differences(found)  # of the other steps an arm is missing
+    assert (step["arm"], step["control"], step["seeds"]) == ("all", "sampler", [0, 1])
+    assert step["mAP"] == pytest.approx([10.0] * 5) and step["pair"] == pytest.approx([10.0] * 5)
+    assert step["rank1"] == [0.0] * 5  # read off the queries
+    lines = study.table(found, [step])
+    assert lines[2].startswith("| sampler | 50.0 ± 0.0 | 40.0 ± 0.0 | 50.0 ± 0.0") and "| 60.0 ± 0.0" in lines[3]
+    assert lines[7].startswith("| all losses: all - sampler | +0.0 (+0.0 .. +0.0) | +10.0 (+10.0 .. +10.0)")
+    assert len(lines) == 4 + 4 + 3 * 5
     short = study.brief(json.loads((tmp_path / "all-0.json").read_text()))
     assert "queries" not in json.dumps(short) and short["consistency"]["pair"]["closer"] == pytest.approx(0.6)
+    assert study.without_folders({"a": {"b": "/tmp/x.npz"}, "c": 1}) == {"a": {"b": "x.npz"}, "c": 1}
