@@ -6,6 +6,7 @@ import doctest
 import functools
 import importlib.util
 import json
+import os
 import subprocess
 import sys
 import time
@@ -271,6 +272,20 @@ def test_stage_keeps_its_log_and_its_limit(gpu_check, monkeypatch, tmp_path):
     assert ok["status"] == "ok" and "words" in ok["tail"] and (tmp_path / "fine.log").is_file()
     assert gpu_check.run("bad", [sys.executable, "-c", "raise SystemExit(3)"], 60)["status"] == "failed"
     assert gpu_check.run("slow", [sys.executable, "-c", "import time; time.sleep(60)"], 0.5)["status"] == "timeout"
+
+
+def test_nothing_outlives_an_interrupted_check(tmp_path):
+    source = f"""
+import runpy, sys, time
+check = runpy.run_path({str(ROOT / "tools" / "gpu_check.py")!r})
+check["Job"].__init__.__globals__["LOGS"] = __import__("pathlib").Path({str(tmp_path)!r})
+job = check["Job"]("sleeper", [sys.executable, "-c", "import time; time.sleep(60)"], 60)
+print(job.process.pid, flush=True)
+raise KeyboardInterrupt
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(done.stdout), 0)
 
 
 def test_doctests(gpu_check):
