@@ -5,15 +5,13 @@
 // distances from here, so that a pair has the same bits in each of them:
 //
 //   - rows are packed into panels of tiles of fixed height, padded with zeros, cut along D into chunks of kChunk;
-//   - a tile is [query tile rows x tile_columns]; its product is summed chunk by chunk by torch's BLAS, every call with
-//     the same shape, every call within a parallel region, hence on one thread;
+//   - a tile is [query tile rows x tile_columns]; its product is summed chunk by chunk by a library of torch's
+//     (product.h), every call with the same shape, every call within a parallel region, hence on one thread;
 //   - squared norms are summed in double, row by row.
 // Which tile a row falls into, where in it, which shard of the gallery and how many threads changes nothing.
 #pragma once
 
-#include <ATen/ops/addmm.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
 
 #include <algorithm>
 #include <atomic>
@@ -23,11 +21,12 @@
 
 #include "csrc/cpu/distance_tile.h"
 #include "csrc/torch/op.h"
+#include "csrc/torch/product.h"
 
 namespace reidfast {
 
 constexpr int64_t kChunk = 512;        // columns of D per product
-constexpr int64_t kTileColumns = 512;  // gallery rows per tile, where BLAS allows: see tile_columns
+constexpr int64_t kTileColumns = 512;  // gallery rows per tile, where the product allows: see tile_columns
 constexpr int64_t kTileRows = 128;     // query rows per tile; 32 where there are no more queries than that
 
 inline int64_t tile_rows_for(int64_t queries) { return queries <= 32 ? 32 : kTileRows; }
@@ -48,7 +47,7 @@ struct Rows {
   int64_t row(int64_t i) const { return index ? index[i] : i; }
 };
 
-// Parallel over tasks 0 .. n-1. Always a parallel region where there is more than one thread, so that BLAS calls inside
+// Parallel over tasks 0 .. n-1. Always a parallel region where there is more than one thread, so that products inside
 // `fn` run on one thread each and their bits do not depend on how many there are.
 template <typename Fn>
 void for_each_task(int64_t n, const Fn& fn) {
@@ -58,7 +57,7 @@ void for_each_task(int64_t n, const Fn& fn) {
   });
 }
 
-// Gallery rows per tile for T: kTileColumns, unless torch's BLAS then sums some columns of a tile in another order than
+// Gallery rows per tile for T: kTileColumns, unless the library then sums some columns of a tile in another order than
 // the rest, as kernels whose width does not divide the tile do for the remainder. Asked once, by a product whose
 // results must all be one number.
 template <typename T>
@@ -74,7 +73,8 @@ int64_t tile_columns() {
             for (Tensor* x : {&a, &b})
               for (int64_t i = 0; i < x->numel(); ++i)
                 x->template mutable_data_ptr<T>()[i] = static_cast<T>(std::sin(0.7 * static_cast<double>(i % k) + 1.0));
-            const Tensor c = at::mm(a, b.t());
+            const Tensor c = at::empty({height, width}, a.options());
+            product(c, a, b, /*accumulate=*/false);
             const T* values = c.template const_data_ptr<T>();
             for (int64_t i = 0; i < c.numel(); ++i)
               if (values[i] != values[0]) alike = false;
@@ -211,10 +211,7 @@ void distance_tile(const Panel<T>& query, int64_t query_tile, const Panel<T>& ga
   for (int64_t k0 = 0; k0 < query.dim(); k0 += kChunk) {
     const int64_t width = std::min(kChunk, query.dim() - k0);
     const Tensor a = query.chunk(query_tile, k0, width), b = gallery.chunk(gallery_tile, k0, width);
-    if (k0 == 0)
-      at::mm_out(c, a, b.t());
-    else
-      at::addmm_out(c, c, a, b.t());
+    product(c, a, b, /*accumulate=*/k0 > 0);
   }
   const int64_t row0 = query_tile * query.tile_rows(), column0 = gallery_tile * gallery.tile_rows();
   const int64_t rows = std::min(query.tile_rows(), query.rows() - row0);

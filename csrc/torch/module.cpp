@@ -17,6 +17,7 @@
 #include <string>
 
 #include "csrc/torch/op.h"
+#include "csrc/torch/product.h"
 
 // torch lets ATEN_CPU_CAPABILITY=default|avx2|avx512 override what it found; asking it keeps both sides in step.
 namespace reidfast {
@@ -124,5 +125,6 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "isa", [] { return kIsaNames[static_cast<int>(cpu::isa())]; },
       "Instruction set in force: default, avx2 or avx512.");
+  m.def("product_library", &product_library, "What multiplies feature rows on the CPU: onednn or blas.");
   m.def("set_isa", &set_isa_by_name, pybind11::arg("name"), "Choose an instruction set, for tests and measurements.");
 }

@@ -38,8 +38,8 @@
 namespace reidfast {
 namespace {
 
-// Items per block of the symmetric product. Its tiles are square, kTileColumns a side, so that BLAS packs little beside
-// what it multiplies; blocks are long, so that threads seldom wait for each other.
+// Items per block of the symmetric product. Its tiles are square, kTileColumns a side, so that the library packs little
+// beside what it multiplies; blocks are long, so that threads seldom wait for each other.
 constexpr int64_t kRowItems = 1024, kColumnItems = 4096;
 
 Metric parse_metric(std::string_view name) {
@@ -116,7 +116,7 @@ std::vector<ItemBlock> item_blocks(int64_t queries, int64_t galleries, int64_t f
 }
 
 // Whether a product in the square tiles used here has the bits of one in the tiles of for_each_block, for features of
-// this length. Asked of torch's BLAS by an example.
+// this length. Asked by an example.
 bool square_tiles_agree(int64_t dim) {
   bool alike = true;
   for_each_task(1, [&](int64_t) {
@@ -128,8 +128,10 @@ bool square_tiles_agree(int64_t dim) {
       float *x = a.mutable_data_ptr<float>(), *y = b.mutable_data_ptr<float>();
       for (int64_t i = 0; i < a.numel(); ++i) x[i] = static_cast<float>(std::sin(0.7 * static_cast<double>(i) + 1.0));
       for (int64_t i = 0; i < b.numel(); ++i) y[i] = static_cast<float>(std::sin(1.3 * static_cast<double>(i) + 2.0));
-      const Tensor square = at::mm(a, b.narrow(0, 0, kTileColumns).t());
-      const Tensor flat = at::mm(a.narrow(0, 0, kTileRows), b.narrow(0, 0, width).t());
+      const Tensor square = at::empty({kTileColumns, kTileColumns}, at::kFloat);
+      const Tensor flat = at::empty({kTileRows, width}, at::kFloat);
+      product(square, a, b.narrow(0, 0, kTileColumns), /*accumulate=*/false);
+      product(flat, a.narrow(0, 0, kTileRows), b.narrow(0, 0, width), /*accumulate=*/false);
       const float *s = square.const_data_ptr<float>(), *f = flat.const_data_ptr<float>();
       for (int64_t r = 0; r < kTileRows; ++r)
         for (int64_t c = 0; c < std::min(width, kTileColumns); ++c)

@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: Apache-2.0
+// Copyright (c) 2026 the reidfast authors
+#include "csrc/torch/product.h"
+
+#include <ATen/core/List.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+
+#include <cstdlib>
+#include <string_view>
+
+namespace reidfast {
+
+namespace {
+
+// oneDNN's product of a float32 tensor with transposed weights, as torch.compile uses it. Called through the stack, for
+// it is no public function.
+std::optional<c10::OperatorHandle> find_onednn() {
+#if defined(REID_HAVE_X86_ISA)
+  const char* wish = std::getenv("REIDFAST_PRODUCT");
+  const std::string_view wanted = wish ? wish : "auto";
+  if (wanted == "blas") return std::nullopt;
+  // MKL, torch's BLAS on x86, keeps AVX-512 from processors that are not Intel's. There oneDNN is twice as fast; on
+  // Intel's the two are alike.
+  __builtin_cpu_init();
+  const bool better = __builtin_cpu_supports("avx512f") && !__builtin_cpu_is("intel");
+  if (!better && wanted != "onednn") return std::nullopt;
+  return c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
+#else
+  return std::nullopt;
+#endif
+}
+
+const std::optional<c10::OperatorHandle>& onednn() {
+  static const std::optional<c10::OperatorHandle> op = find_onednn();
+  return op;
+}
+
+}  // namespace
+
+const char* product_library() { return onednn() ? "onednn" : "blas"; }
+
+void product(const Tensor& c, const Tensor& a, const Tensor& b, bool accumulate) {
+  const auto& op = onednn();
+  if (op && c.scalar_type() == at::kFloat) {
+    torch::jit::Stack stack{a, b, c10::IValue(), "none", c10::List<std::optional<at::Scalar>>(), ""};
+    op->callBoxed(&stack);
+    const Tensor& y = stack[0].toTensor();
+    accumulate ? c.add_(y) : c.copy_(y);
+  } else if (accumulate) {
+    at::addmm_out(const_cast<Tensor&>(c), c, a, b.t());
+  } else {
+    at::mm_out(const_cast<Tensor&>(c), a, b.t());
+  }
+}
+
+}  // namespace reidfast
