@@ -7,11 +7,11 @@
 
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/from_blob.h>
-#include <ATen/ops/mm.h>
 
 #include <array>
 
 #include "csrc/torch/op.h"
+#include "csrc/torch/product.h"
 
 namespace reidfast {
 namespace {
@@ -91,7 +91,7 @@ struct Problem {
 
   const int64_t* exclude_data() const { return exclude.defined() ? exclude.const_data_ptr<int64_t>() : nullptr; }
   const int64_t* targets_data() const { return targets.defined() ? targets.const_data_ptr<int64_t>() : nullptr; }
-  // So little work that calling BLAS would be most of it: products by plain loops, on one thread.
+  // So little work that calling a library would be most of it: products by plain loops, on one thread.
   bool small() const { return parts * queries * rows * dim <= 16 * 1024; }
   at::TensorOptions acc_options() const { return x.options().dtype(acc); }
   at::DimVector shape(std::initializer_list<int64_t> last = {}) const {
@@ -190,7 +190,7 @@ struct Tile {
       return;
     }
     Tensor out = matrix(products, count, split.width, split.width);
-    at::mm_out(out, matrix(x, count, p.dim, p.dim), matrix(rows, p.dim, split.width, 1, row_stride));
+    product(out, matrix(x, count, p.dim, p.dim), matrix(rows, split.width, p.dim, row_stride), /*accumulate=*/false);
   }
   void add_rows(const MemoryTile<T, A>& tile, A* sum, int64_t count) {  // sum [count, d] += products x rows
     if (small) {
@@ -198,13 +198,13 @@ struct Tile {
       return;
     }
     Tensor out = matrix(sum, count, p.dim, p.dim);
-    at::addmm_out(out, out, matrix(products, count, split.width, split.width),
-                  matrix(rows, split.width, p.dim, row_stride));
+    product(out, matrix(products, count, split.width, split.width), matrix(rows, p.dim, split.width, 1, row_stride),
+            /*accumulate=*/true);
   }
 };
 
-// Tasks that call BLAS run inside a parallel region even where there is one only: BLAS is then serial, as it is beside
-// other tasks, and no sum depends on the number of threads.
+// Tasks that multiply run inside a parallel region even where there is one only: the libraries are then serial, as they
+// are beside other tasks, and no sum depends on the number of threads.
 template <typename F>
 void parallel_tasks(const Problem& p, int64_t tasks, const F& run) {
   if (p.small()) {

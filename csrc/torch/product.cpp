@@ -32,6 +32,8 @@ std::optional<c10::OperatorHandle> find_onednn() {
 #endif
 }
 
+constexpr int64_t kFewRows = 16;  // of a: oneDNN then spends its time on putting b in order
+
 const std::optional<c10::OperatorHandle>& onednn() {
   static const std::optional<c10::OperatorHandle> op = find_onednn();
   return op;
@@ -43,7 +45,7 @@ const char* product_library() { return onednn() ? "onednn" : "blas"; }
 
 void product(const Tensor& c, const Tensor& a, const Tensor& b, bool accumulate) {
   const auto& op = onednn();
-  if (op && c.scalar_type() == at::kFloat) {
+  if (op && c.scalar_type() == at::kFloat && a.size(0) >= kFewRows) {
     torch::jit::Stack stack{a, b, c10::IValue(), "none", c10::List<std::optional<at::Scalar>>(), ""};
     op->callBoxed(&stack);
     const Tensor& y = stack[0].toTensor();
