@@ -2,8 +2,11 @@
 # Copyright (c) 2026 the reidfast authors
 """The helpers of Triton kernels: exact in the interpreter, and machine code for three architectures."""
 
+import ast
+import importlib
 import os
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -67,6 +70,15 @@ def test_a_place_that_is_no_number_is_refused(monkeypatch):
     monkeypatch.setenv("REIDFAST_AUTOTUNE", "best")
     with pytest.raises(ValueError, match="REIDFAST_AUTOTUNE: expected a place"):
         _common.autotune([], ["n"])
+
+
+@pytest.mark.parametrize("module", ["_common", "diverse_attention", "memory", "ranking"])
+def test_no_jitted_function_has_defaults(module):
+    """Triton 3.6 takes the default of a jitted function for an ordinary value, not for a constant."""
+    source = importlib.import_module(f"reidfast.ops.triton.{module}").__file__
+    functions = [n for n in ast.walk(ast.parse(Path(source).read_text())) if isinstance(n, ast.FunctionDef)]
+    jitted = [f for f in functions if any("jit" in ast.unparse(d) for d in f.decorator_list)]
+    assert jitted and not [f.name for f in jitted if f.args.defaults or f.args.kw_defaults]
 
 
 def test_bucket():

@@ -44,8 +44,11 @@ def narrow(x, dtype: tl.constexpr):
 
 
 @triton.jit
-def dot(a, b, acc, precision: tl.constexpr = "ieee"):
-    """Acc + a @ b, accumulated in float32. precision, for float32 operands: "ieee", "tf32" or "tf32x3"."""
+def dot(a, b, acc, precision: tl.constexpr):
+    """Acc + a @ b, accumulated in float32. precision, for float32 operands: "ieee", "tf32" or "tf32x3".
+
+    It has no default: Triton 3.6 takes the default of a jitted function for an ordinary value.
+    """
     if INTERP:
         a = a.to(tl.float32)
         b = b.to(tl.float32)

@@ -108,7 +108,7 @@ def forward_kernel(
             valid = (rows[:, None] < maps) & (at[None, :] < cells)
             tl.store(attention + (b * maps + rows[:, None]) * cells + at[None, :], narrow(a, DTYPE), mask=valid)
             root = tl.sqrt(a)
-            gram = dot(root, tl.trans(root), gram)
+            gram = dot(root, tl.trans(root), gram, "ieee")
         off = off_diagonal(gram, rows, maps)
         tl.store(overlap + b, tl.sum(tl.sum(off * off, 1), 0))
 
@@ -226,7 +226,7 @@ def backward_logits_kernel(
         inner += tl.sum(a * d, 1)
         if OVERLAP:
             root = tl.sqrt(a)
-            gram = dot(root, tl.trans(root), gram)
+            gram = dot(root, tl.trans(root), gram, "ieee")
 
     if OVERLAP:
         off = off_diagonal(gram, rows, maps)
@@ -238,7 +238,7 @@ def backward_logits_kernel(
         gradient = a * (d - inner[:, None])
         if OVERLAP:
             root = tl.sqrt(a)
-            h = dot(off, root, tl.zeros((MAPS, BLOCK_L), tl.float32))
+            h = dot(off, root, tl.zeros((MAPS, BLOCK_L), tl.float32), "ieee")
             gradient += scale * (h * root - a * pull[:, None])
         at = start + tl.arange(0, BLOCK_L)
         inside = (rows[:, None] < maps) & (at[None, :] < cells)

@@ -55,7 +55,7 @@ def tile_logits(
         if not DOT:
             norms += tl.sum(wide * wide, 1)
         if NATIVE:
-            products = dot(a, tl.trans(w), products)
+            products = dot(a, tl.trans(w), products, "ieee")
         else:
             products = dot(a.to(tl.float32), tl.trans(wide), products, PRECISION)
     if DOT:
@@ -165,8 +165,8 @@ def select_kernel(
             acc = acc * shrink[:, None]
             if HALF:  # p in two halves: 16 bits of it
                 upper = narrow(p, w.dtype)
-                acc = dot(upper, w, acc)
-                acc = dot(narrow(p - upper.to(tl.float32), w.dtype), w, acc)
+                acc = dot(upper, w, acc, "ieee")
+                acc = dot(narrow(p - upper.to(tl.float32), w.dtype), w, acc, "ieee")
             else:
                 acc = dot(p, w, acc, PRECISION)
 
