@@ -129,7 +129,7 @@ class CMakeBuild(build_ext):
         arguments = [
             f"-DREIDFAST_TORCH_INCLUDES={';'.join(include_paths())}",
             f"-DREIDFAST_TORCH_LIB={Path(torch.__file__).parent / 'lib'}",
-            f"-DREIDFAST_TORCH_CXX11_ABI={int(torch._C._GLIBCXX_USE_CXX11_ABI)}",
+            f"-DREIDFAST_TORCH_CXX11_ABI={int(getattr(torch._C, '_GLIBCXX_USE_CXX11_ABI', True))}",
             f"-DREIDFAST_PYTHON_INCLUDE={sysconfig.get_path('include')}",
             f"-DREIDFAST_PYBIND11_INCLUDE={pybind11.get_include()}",
             f"-DREIDFAST_EXT_SUFFIX={suffix}",

@@ -225,7 +225,7 @@ def start_sanitizers(limit: float) -> dict[str, Job]:
     jobs: dict[str, Job] = {}
     if not shutil.which("compute-sanitizer"):
         return jobs
-    surroundings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "PYTHONPATH": str(ROOT), "REIDFAST_AUTOTUNE": "0"}
+    surroundings = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "REIDFAST_AUTOTUNE": "0"}
     surroundings |= {"PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"}
     for checker in ("memcheck", "racecheck"):
         # API errors that torch expects and handles are no findings; those of launches raise in Python.
@@ -263,7 +263,7 @@ def start_compiling(labels: list[str], limit: float) -> list[Job]:
     for group in range(GROUPS):
         for config in range(CONFIGS):
             surroundings = {"REIDFAST_AUTOTUNE": str(config), "TORCHINDUCTOR_COMPILE_THREADS": "1"}
-            surroundings |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+            surroundings |= {"OMP_NUM_THREADS": "1"}
             command = [sys.executable, str(Path(__file__).resolve()), "--first-calls", *labels[group::GROUPS]]
             jobs.append(Job(f"compile-{group}-{config}", command, limit, **surroundings))
     return jobs
@@ -519,7 +519,7 @@ def grid(clock: Clock, save: Any, command: list[str] | None = None) -> dict[str,
     left, read, starts = list(LABELS), 0, 0
     command = command or [sys.executable, str(Path(__file__).resolve()), "--measure"]
     while left and clock.left > 0 and starts < 8:
-        surroundings = {"TORCHINDUCTOR_COMPILE_THREADS": "4", "PYTHONPATH": str(ROOT)}
+        surroundings = {"TORCHINDUCTOR_COMPILE_THREADS": "4"}
         job = Job(f"grid-{starts}", [*command, str(journal), *left], clock.left, **surroundings)
         starts += 1
         begun, since, hung = None, time.monotonic(), False
