@@ -137,6 +137,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "isa": extension.isa() if extension else "none",
+        "products": extension.product_library() if extension else "torch",
         "python": platform.python_version(),
         "torch": torch.__version__,
         "load_1min": round(os.getloadavg()[0], 2),

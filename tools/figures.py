@@ -39,7 +39,9 @@ def table(report: dict[str, Any], all_rows: bool = True) -> str:
 def where(e: dict[str, Any]) -> str:
     """The machine in one line."""
     return (
-        f"{e.get('device', e['processor'])}, {e['threads']} threads, {e['isa']}, torch {e['torch']}, {e['date']}, "
+        f"{e.get('device', e['processor'])}, {e['threads']} threads, {e['isa']}, "
+        + (f"products by {e['products']}, " if "products" in e else "")
+        + f"torch {e['torch']}, {e['date']}, "
         f"commit {e['commit']}, load {e['load_1min']}."
     )
 

@@ -20,6 +20,8 @@ std::optional<c10::OperatorHandle> find_onednn() {
 #if defined(REID_HAVE_X86_ISA)
   const char* wish = std::getenv("REIDFAST_PRODUCT");
   const std::string_view wanted = wish ? wish : "auto";
+  TORCH_CHECK_VALUE(wanted == "auto" || wanted == "blas" || wanted == "onednn",
+                    "REIDFAST_PRODUCT: expected auto, blas or onednn, got ", wanted);
   if (wanted == "blas") return std::nullopt;
   // MKL, torch's BLAS on x86, keeps AVX-512 from processors that are not Intel's. There oneDNN is twice as fast; on
   // Intel's the two are alike.

@@ -40,7 +40,9 @@ def run(args: argparse.Namespace) -> None:
     for key in sorted(set(build) - {"native", "native_reason", "cuda", "cuda_reason"}):
         print(f"  {key:12}{build[key]}")
     print(f"{'with CUDA':14}{'yes' if build['cuda'] else 'no: ' + build['cuda_reason']}")
-    print(f"{'CPU':14}{facts['cpu']['capability']}, {facts['cpu']['threads']} threads of {facts['cpu']['cores']} cores")
+    cpu = facts["cpu"]
+    print(f"{'CPU':14}{cpu['capability']}, {cpu['threads']} threads of {cpu['cores']} cores")
+    print(f"{'  products by':14}{cpu['products']}")
     gpus = facts["cuda"]
     print(f"{'GPU':14}{', '.join(gpus['devices']) if gpus['devices'] else gpus['reason']}")
     print()
@@ -77,6 +79,7 @@ def collect() -> dict[str, Any]:
             "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
             "cores": os.cpu_count(),
+            "products": _extension.extension.product_library() if _extension.extension else "torch",
         },
         "cuda": {"torch": torch.version.cuda, "devices": devices, "reason": reason},
         "backends": reidfast.backends(),
