@@ -110,6 +110,7 @@ class Choices:
         views: What cluster-contrast draws from: "all" of the cached views, or "real" ones.
         labels: "found", or "identities": what perfect clusters would give cluster-contrast, and PEDAL if the k nearest
             rows were taken from those of the image's own identity.
+        nearest: The k nearest rows of PEDAL are those of the "patch", or of the whole "image", the same for each patch.
         centred: Clustering takes each camera's mean off the features first.
         refresh: The memory is written anew at the beginning of each epoch, not only of the first.
     """
@@ -117,29 +118,36 @@ class Choices:
     settle: bool = False
     views: str = "all"
     labels: str = "found"
+    nearest: str = "patch"
     centred: bool = False
     refresh: bool = False
 
 
-class KnownPEDAL(nn.Module):
-    """PEDAL whose nearest rows are those of the image's own identity, and nobody else's.
+class ChosenPEDAL(nn.Module):
+    """PEDAL whose k nearest rows are chosen otherwise.
 
     Args:
         pedal: k and scale.
-        pids: Identity of each row of the memory.
+        pids: Identity of each row of the memory: only rows of the image's own are chosen among; None: any.
+        whole: The same rows for all patches, the nearest by the sum of the patches' distances.
     """
 
-    def __init__(self, pedal: PEDAL, pids: np.ndarray) -> None:
+    def __init__(self, pedal: PEDAL, pids: np.ndarray | None = None, whole: bool = False) -> None:
         super().__init__()
-        self.k, self.scale, self.pids = pedal.k, pedal.scale, torch.from_numpy(pids)
+        self.k, self.scale, self.whole = pedal.k, pedal.scale, whole
+        self.pids = None if pids is None else torch.from_numpy(pids)
 
     def forward(self, x: Tensor, memory: MemoryBank, rows: Tensor) -> Tensor:
         """As PEDAL's."""
         bank = memory.bank
         d = x.square().sum(2, keepdim=True) + bank.square().sum(2)[:, None] - 2 * x @ bank.mT
-        itself = torch.arange(len(self.pids)) == rows[:, None]
+        itself = torch.arange(bank.shape[1]) == rows[:, None]
         logits = (-self.scale * d).masked_fill(itself, -torch.inf)
-        near = logits.masked_fill(self.pids != self.pids[rows][:, None], -torch.inf).topk(self.k).values
+        chosen = logits.sum(0, keepdim=True).expand_as(logits) if self.whole else logits
+        if self.pids is not None:
+            chosen = chosen.masked_fill(self.pids != self.pids[rows][:, None], -torch.inf)
+        best = chosen.topk(self.k)
+        near = logits.gather(2, best.indices).masked_fill(best.values == -torch.inf, -torch.inf)
         return (logits.logsumexp(2) - near.logsumexp(2)).mean()
 
 
@@ -206,8 +214,13 @@ def adapt(
     [optimizer], [schedule] = task.configure_optimizers()
     task.train()
     batches = paul_batches if isinstance(task, PaulTask) else cluster_batches
-    if isinstance(task, PaulTask) and task.pedal is not None and choices.labels == "identities":
-        task.pedal = KnownPEDAL(task.pedal, task.data.train.pids)
+    if (
+        isinstance(task, PaulTask)
+        and task.pedal is not None
+        and (choices.labels, choices.nearest) != ("found", "patch")
+    ):
+        known = task.data.train.pids if choices.labels == "identities" else None
+        task.pedal = ChosenPEDAL(task.pedal, known, choices.nearest == "image")
     if isinstance(task, ClusterContrastTask):
         cluster_rows(task, cache, choices)
         if isinstance(net.backbone.fc, nn.Sequential):  # what lies behind the pooled map has not seen the target yet

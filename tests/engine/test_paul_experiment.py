@@ -14,7 +14,7 @@ pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 pytest.importorskip("sklearn", reason="needs the extra [train]")
 
-from benchmarks.experiments.cached import KnownPEDAL, settle, settled
+from benchmarks.experiments.cached import ChosenPEDAL, settle, settled
 from benchmarks.experiments.paul import main, read
 from benchmarks.experiments.watch import describe, describe_clusters, describe_memory
 from reidfast.data import write_synthetic
@@ -132,22 +132,31 @@ def test_settled_batch_norms_come_back():
     torch.testing.assert_close(net(maps), out)
 
 
-def test_known_pedal():
+def test_chosen_pedal():
     generator = torch.Generator().manual_seed(0)
     memory = MemoryBank(12, 8, parts=2, k=1)
     memory.bank.copy_(torch.randn(2, 12, 8, generator=generator))
     x = nn.functional.normalize(torch.randn(2, 3, 8, generator=generator), dim=2)
     rows, pids, pedal = torch.tensor([0, 5, 11]), np.repeat(np.arange(4), 3), PEDAL(2, 3.0)
-    everybody = KnownPEDAL(pedal, np.zeros(12, np.int64))(x, memory, rows)
-    torch.testing.assert_close(everybody, pedal(x, memory, rows))  # of one identity all: as it is
-    expected = 0.0
-    for part, bank in zip(x, memory.bank, strict=True):
-        for i, row in zip(part, rows.tolist(), strict=True):
-            attraction = (-3.0 * (i - bank).square().sum(1)).exp()
-            own = [j for j in range(12) if j // 3 == row // 3 and j != row]
+    as_it_is = pedal(x, memory, rows)
+    torch.testing.assert_close(ChosenPEDAL(pedal)(x, memory, rows), as_it_is)
+    torch.testing.assert_close(ChosenPEDAL(pedal, np.zeros(12, np.int64))(x, memory, rows), as_it_is)
+    distances = (x[:, :, None] - memory.bank[:, None]).square().sum(3)
+
+    def loss(chosen):
+        total = 0.0
+        for b, row in enumerate(rows.tolist()):
             others = [j for j in range(12) if j != row]
-            expected += float(attraction[others].sum().log() - attraction[own].sum().log()) / 6
-    assert float(KnownPEDAL(pedal, pids)(x, memory, rows)) == pytest.approx(expected, rel=1e-5)
+            for attraction in (-3.0 * distances[:, b]).exp():
+                total += float(attraction[others].sum().log() - attraction[chosen(b, row)].sum().log()) / 6
+        return total
+
+    own = lambda b, row: [j for j in range(12) if j // 3 == row // 3 and j != row]  # noqa: E731
+    assert float(ChosenPEDAL(pedal, pids)(x, memory, rows)) == pytest.approx(loss(own), rel=1e-5)
+    assert float(ChosenPEDAL(PEDAL(5, 3.0), pids)(x, memory, rows)) == pytest.approx(loss(own), rel=1e-5)  # all it has
+    nearest = lambda b, row: [j for j in distances.sum(0)[b].argsort().tolist() if j != row][:2]  # noqa: E731
+    assert float(ChosenPEDAL(pedal, whole=True)(x, memory, rows)) == pytest.approx(loss(nearest), rel=1e-5)
+    assert float(ChosenPEDAL(pedal, whole=True)(x, memory, rows)) != pytest.approx(float(as_it_is), rel=1e-3)
 
 
 def test_what_is_watched():
