@@ -175,6 +175,39 @@ def test_what_the_grid_has_no_time_for_is_named(small_grid):
     assert small_grid("well", seconds=0.0)["left_out"] == ["one, a", "two, a", "three, a"]
 
 
+@pytest.mark.parametrize("broken", [False, True], ids=["well", "tests fail"])
+def test_the_whole_check(small_grid, gpu_check, made_up, monkeypatch, tmp_path, capsys, broken):
+    """From the first stage to the last, every process replaced by a small one."""
+    from benchmarks import timing
+
+    words = "[gw0] FAILED tests/a.py::x[1]" if broken else "[gw0] PASSED tests/a.py::x[1]"
+    short = lambda name, text, status=0: gpu_check.Job(  # noqa: E731
+        name, [sys.executable, "-c", f"print({text!r}); raise SystemExit({status})"], 60
+    )
+    real, child = gpu_check.grid, [sys.executable, str(tmp_path / "child.py"), "raises" if broken else "well"]
+    monkeypatch.setattr(gpu_check, "preflight", lambda: ({"torch": "0"}, ""))
+    monkeypatch.setattr(gpu_check, "build", lambda clock: {"status": "ok", "seconds": 1.0, "tail": ""})
+    monkeypatch.setattr(gpu_check, "start_tests", lambda limit: short("tests", words, int(broken)))
+    monkeypatch.setattr(gpu_check, "start_sanitizers", lambda limit: {"memcheck": short("memcheck", "ran: a")})
+    monkeypatch.setattr(gpu_check, "start_compiling", lambda labels, limit: [short("compile", "")])
+    monkeypatch.setattr(gpu_check, "grid", lambda clock, save: real(clock, save, child))
+    monkeypatch.setattr(timing, "environment", lambda device: made_up["environment"])
+    ceilings = json.dumps(made_up["ceilings"])
+    (tmp_path / "child.py").write_text(CHILD.replace('{"copy_bytes_per_s": 1.0}', ceilings))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("PATH", os.environ["PATH"])
+    monkeypatch.setattr(gpu_check.signal, "signal", lambda *_: None)
+    status = gpu_check.main(["--report", str(tmp_path / "report.json"), "--results", str(tmp_path / "results")])
+    report = json.loads((tmp_path / "report.json").read_text())
+    said = capsys.readouterr().out
+    assert status == int(broken) and len(report["results"]) == 3 - broken
+    assert report["stages"]["sanitizer"]["status"] == "ok" and report["stages"]["tests"]["passed"] == 1 - broken
+    assert ("failed: tests, grid" in said and "tests/a.py::x[1]" in said) == broken
+    assert json.loads((tmp_path / "results" / "made-up-9-2000-01-01.json").read_text()) == report
+    assert "| reidfast |" in (tmp_path / "table.md").read_text()
+
+
 def test_a_grid_that_cannot_start_says_why(small_grid):
     assert "no context" in small_grid("dead")["failed"]["start"]
 
