@@ -97,6 +97,7 @@ STEPS = [
     Compared("sa", "bce", "consistency"),
     Compared("all", "bce", "both attentions"),
     Compared("all", "sampler", "all losses"),
+    Compared("bce", "ce", "batches of pairs and verification"),
     Compared("all", "ce", "CASN over PCB"),
     Compared("ide-all", "ide", "CASN over IDE"),
     Compared("sa-default", "bce", "consistency by casn.yaml's rule"),
