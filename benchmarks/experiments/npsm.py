@@ -410,21 +410,28 @@ def write_results(options: argparse.Namespace) -> None:
     """One JSON file with everything that the documents quote."""
     content: dict[str, Any] = {
         "commands": [
-            f"python -m benchmarks.experiments.npsm {part} --out runs/npsm"
+            f"python -m benchmarks.experiments.npsm {part}" + ("" if "--out" in part else " --out runs/npsm")
             for part in (
-                "run --weights osnet_x0_25_msmt17.npz --seeds 0 1 2 --arms npsm",
-                "pets --weights osnet_x0_25_msmt17.npz --seeds 0 --pets-epochs 0",
+                "run --weights osnet_x0_25_msmt17.npz --seeds 0 1 2 --arms npsm --epochs 60",
+                "run --weights osnet_x0_25_msmt17.npz --seeds 0 1 2 --arms npsm --epochs 10 --out runs/npsm-short",
+                "run --weights osnet_x0_25_msmt17.npz --seeds 0 --arms npsm-paper --epochs 10 --out runs/npsm-short",
+                "pets --weights osnet_x0_25_msmt17.npz --seeds 0 --pets-epochs 6",
                 "time --seeds 0 --queries 1 8 32 --images 4 16 --repeats 3",
-                "table --results benchmarks/results/npsm-2026-11-21.json",
+                "table --results benchmarks/results/npsm-2026-11-21.json --short runs/npsm-short",
             )
         ]
     }
-    for data in ("synthetic", "pets"):
-        arms = read(options.out, data)
-        content[data] = {
+
+    def shown(folder: Path, data: str) -> dict[str, Any]:
+        return {
             arm: [{k: v for k, v in run.items() if k not in ("ap", "pids")} for run in runs]
-            for arm, runs in arms.items()
+            for arm, runs in read(folder, data).items()
         }
+
+    for data in ("synthetic", "pets"):
+        content[data] = shown(options.out, data)
+    if options.short:
+        content["synthetic, shorter training"] = shown(options.short, "synthetic")
     for path in sorted(options.out.glob("*/run.json")):
         content.setdefault("training", {})[path.parent.name] = json.loads(path.read_text())
     one = "two-stage, objectness, one box"
@@ -491,6 +498,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, nargs="+", default=[10, 20, 40])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--results", type=Path)
+    parser.add_argument("--short", type=Path, help="folder of shorter runs, whose scores the results hold too")
     parser.add_argument("--gif", type=Path)
     parser.add_argument("--png", type=Path)
     parser.add_argument("--count", type=int, default=3)
