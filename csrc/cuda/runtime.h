@@ -2,9 +2,14 @@
 // Copyright (c) 2026 the reidfast authors
 #pragma once
 
+#include <cstdint>
+
 namespace reidfast::cuda {
 
 // The CUDA runtime that is linked into reidfast keeps a current device of its own beside torch's.
 void set_device(int device);
+
+// Bytes of shared memory that a block may have on the current device, once its kernel has been allowed to.
+int64_t shared_memory_limit();
 
 }  // namespace reidfast::cuda

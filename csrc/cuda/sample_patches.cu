@@ -10,6 +10,7 @@
 
 #include "csrc/common/patches.h"
 #include "csrc/cuda/device.h"
+#include "csrc/cuda/runtime.h"
 #include "csrc/cuda/sample_patches.h"
 
 namespace reidfast::cuda {
@@ -18,7 +19,7 @@ namespace {
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kLanes = 32;
-constexpr int64_t kSharedBytes = 200 * 1024;
+constexpr int64_t kSharedBytes = 200 * 1024;  // at most; less where the device has less
 
 template <typename A>
 __device__ __forceinline__ PatchSample<A> sample_at(const A* theta, const Grid& grid, int64_t p, A* u, A* v) {
@@ -174,7 +175,7 @@ int64_t shared_bytes(int64_t cells, int warps, bool tiles) {
 
 template <typename A>
 bool sample_patches_fits(int64_t cells) {
-  return shared_bytes<A>(cells, 1, true) <= kSharedBytes;
+  return shared_bytes<A>(cells, 1, true) <= std::min(kSharedBytes, shared_memory_limit());
 }
 
 template <typename T, typename A>
@@ -198,7 +199,8 @@ void sample_patches_backward(const Maps<const T>& map, const A* theta, const Gri
   }
   if (grad_map.data) {
     int warps = sums ? 1 : static_cast<int>(std::min<int64_t>(4, std::max<int64_t>(1, num_patches)));
-    while (warps > 1 && shared_bytes<A>(grad_map.cells, warps, true) > kSharedBytes) --warps;
+    const int64_t room = std::min(kSharedBytes, shared_memory_limit());
+    while (warps > 1 && shared_bytes<A>(grad_map.cells, warps, true) > room) --warps;
     const int64_t blocks = batch * ceil_div(grad_map.channels, kLanes);
     REID_LAUNCH((sample_patches_bwd_map_kernel<T>), dim3(static_cast<unsigned>(blocks)), dim3(warps * kLanes),
                 static_cast<size_t>(shared_bytes<A>(grad_map.cells, warps, !sums)), stream, grad, theta, grid,
