@@ -23,8 +23,8 @@ std::optional<c10::OperatorHandle> find_onednn() {
   TORCH_CHECK_VALUE(wanted == "auto" || wanted == "blas" || wanted == "onednn",
                     "REIDFAST_PRODUCT: expected auto, blas or onednn, got ", wanted);
   if (wanted == "blas") return std::nullopt;
-  // MKL, torch's BLAS on x86, keeps AVX-512 from processors that are not Intel's. There oneDNN is twice as fast; on
-  // Intel's the two are alike.
+  // MKL, torch's BLAS on x86, keeps AVX-512 from processors that are not Intel's. There oneDNN is faster
+  // (docs/evaluation.md); on Intel's nothing was measured, and the BLAS stays.
   __builtin_cpu_init();
   const bool better = __builtin_cpu_supports("avx512f") && !__builtin_cpu_is("intel");
   if (!better && wanted != "onednn") return std::nullopt;

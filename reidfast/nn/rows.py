@@ -12,7 +12,7 @@ def rows_product(rows: Tensor, weight: Tensor) -> Tensor:
     """A 1x1 convolution of maps (..., H, W, C) in which each cell is a row: (D, C) weights -> (..., H, W, D).
 
     What `functional.linear` gives. Single precision on a CPU goes through oneDNN as a convolution of H images of 1 x W:
-    on processors for which the BLAS at hand is not made, that is up to twice as fast as its product, and never slower.
+    on processors for which the BLAS at hand is not made, that is the faster of the two (docs/methods/rru_stim.md).
     """
     if rows.device.type != "cpu" or rows.dtype != float32 or rows.dim() < 3:
         return functional.linear(rows, weight)
