@@ -111,6 +111,8 @@ class Choices:
         labels: "found", or "identities": what perfect clusters would give cluster-contrast, and PEDAL if the k nearest
             rows were taken from those of the image's own identity.
         nearest: The k nearest rows of PEDAL are those of the "patch", or of the whole "image", the same for each patch.
+        cameras: The k nearest rows of PEDAL are taken from images of "any" camera, or of an "other" one, or, "centred",
+            from any, with each camera's mean taken off before distances are measured.
         centred: Clustering takes each camera's mean off the features first.
         refresh: The memory is written anew at the beginning of each epoch, not only of the first.
     """
@@ -119,6 +121,7 @@ class Choices:
     views: str = "all"
     labels: str = "found"
     nearest: str = "patch"
+    cameras: str = "any"
     centred: bool = False
     refresh: bool = False
 
@@ -130,25 +133,47 @@ class ChosenPEDAL(nn.Module):
         pedal: k and scale.
         pids: Identity of each row of the memory: only rows of the image's own are chosen among; None: any.
         whole: The same rows for all patches, the nearest by the sum of the patches' distances.
+        cameras: Camera of each row of the memory: only rows of others than the image's own are chosen among; None: any.
+        centred: Among the rows of all cameras instead, by distances between features without their camera's mean.
     """
 
-    def __init__(self, pedal: PEDAL, pids: np.ndarray | None = None, whole: bool = False) -> None:
+    def __init__(
+        self,
+        pedal: PEDAL,
+        pids: np.ndarray | None = None,
+        whole: bool = False,
+        cameras: np.ndarray | None = None,
+        centred: bool = False,
+    ) -> None:
         super().__init__()
-        self.k, self.scale, self.whole = pedal.k, pedal.scale, whole
+        self.k, self.scale, self.whole, self.centred = pedal.k, pedal.scale, whole, centred
         self.pids = None if pids is None else torch.from_numpy(pids)
+        self.cameras = None if cameras is None else torch.from_numpy(np.unique(cameras, return_inverse=True)[1])
 
     def forward(self, x: Tensor, memory: MemoryBank, rows: Tensor) -> Tensor:
         """As PEDAL's."""
         bank = memory.bank
-        d = x.square().sum(2, keepdim=True) + bank.square().sum(2)[:, None] - 2 * x @ bank.mT
         itself = torch.arange(bank.shape[1]) == rows[:, None]
-        logits = (-self.scale * d).masked_fill(itself, -torch.inf)
-        chosen = logits.sum(0, keepdim=True).expand_as(logits) if self.whole else logits
+        logits = (-self.scale * _distances(x, bank)).masked_fill(itself, -torch.inf)
+        chosen = logits
+        if self.centred and self.cameras is not None:
+            members = functional.one_hot(self.cameras).to(bank.dtype)
+            offset = (members @ ((members / members.sum(0)).mT @ bank)).detach()  # [M, N, d], each row's camera's mean
+            chosen = (-_distances(x - offset[:, rows], bank - offset)).masked_fill(itself, -torch.inf)
+        if self.whole:
+            chosen = chosen.sum(0, keepdim=True).expand_as(logits)
         if self.pids is not None:
             chosen = chosen.masked_fill(self.pids != self.pids[rows][:, None], -torch.inf)
+        if self.cameras is not None and not self.centred:
+            chosen = chosen.masked_fill(self.cameras == self.cameras[rows][:, None], -torch.inf)
         best = chosen.topk(self.k)
         near = logits.gather(2, best.indices).masked_fill(best.values == -torch.inf, -torch.inf)
         return (logits.logsumexp(2) - near.logsumexp(2)).mean()
+
+
+def _distances(x: Tensor, bank: Tensor) -> Tensor:
+    """Squared, [M, B, N]."""
+    return x.square().sum(2, keepdim=True) + bank.square().sum(2)[:, None] - 2 * x @ bank.mT
 
 
 @torch.no_grad()
@@ -217,10 +242,12 @@ def adapt(
     if (
         isinstance(task, PaulTask)
         and task.pedal is not None
-        and (choices.labels, choices.nearest) != ("found", "patch")
+        and (choices.labels, choices.nearest, choices.cameras) != ("found", "patch", "any")
     ):
         known = task.data.train.pids if choices.labels == "identities" else None
-        task.pedal = ChosenPEDAL(task.pedal, known, choices.nearest == "image")
+        cameras = None if choices.cameras == "any" else task.data.train.camids
+        whole, centred = choices.nearest == "image", choices.cameras == "centred"
+        task.pedal = ChosenPEDAL(task.pedal, known, whole, cameras, centred)
     if isinstance(task, ClusterContrastTask):
         cluster_rows(task, cache, choices)
         if isinstance(net.backbone.fc, nn.Sequential):  # what lies behind the pooled map has not seen the target yet

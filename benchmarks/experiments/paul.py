@@ -4,6 +4,7 @@
 
 python -m benchmarks.experiments.paul run --weights osnet.npz --out runs/paul --arms controls adabn pedal ipfl both
 python -m benchmarks.experiments.paul table --out runs/paul
+python -m benchmarks.experiments.paul validation --target cuhk03_np_detected --ids 200 --to validation.json
 
 Every arm and seed leaves one JSON file, written whole, in the folder; those that are there are not run again, and an
 arm that was stopped goes on from its last epoch. Settings after `--set` hold for all arms of the folder; they are kept
@@ -121,6 +122,22 @@ def result(ranking: Ranking, pids: Any) -> dict[str, Any]:
         "first": [int(f) for f in ranking.first_match],
         "pids": [int(p) for p in pids],
     }
+
+
+def write_validation(name: str, ids: int, path: Path) -> None:
+    """A split to choose settings on: the last `ids` training identities of a set are its queries (of each identity and
+    camera the first image) and its gallery; the identities before them are left for training."""
+    train = load_data(name).train
+    known = np.unique(train.pids)
+    if not 0 < ids < len(known):
+        raise SystemExit(f"validation: expected --ids from 1 to {len(known) - 1}, got {ids}")
+    parts: dict[str, list[Any]] = {"train": [], "query": [], "gallery": []}
+    seen = set()
+    for at, pid, camera in zip(train.paths, train.pids.tolist(), train.camids.tolist(), strict=True):
+        part = "train" if pid < known[-ids] else "gallery" if (pid, camera) in seen else "query"
+        seen.add((pid, camera))
+        parts[part].append([str((Path(train.root) / at).absolute()), pid, camera])
+    keep(path, {"name": path.stem, "fields": ["path", "pid", "camid"], **parts})
 
 
 def keep(path: Path, content: dict[str, Any]) -> None:
@@ -341,7 +358,14 @@ def main(arguments: list[str] | None = None) -> None:
         "--without", metavar="DATA", help="leave out the query identities of a set: settings were chosen on it"
     )
     shown.add_argument("--json", type=Path, metavar="FILE", help="keep the summary")
+    chosen = commands.add_parser("validation", help="a split of training identities alone, to choose settings on")
+    chosen.add_argument("--target", required=True)
+    chosen.add_argument("--ids", type=int, default=200, help="so many identities, the last ones, are looked for")
+    chosen.add_argument("--to", type=Path, required=True, metavar="FILE", help="a .json, to be given as --target")
     options = parser.parse_args(arguments)
+    if options.command == "validation":
+        write_validation(options.target, options.ids, options.to)
+        return
     if options.command == "table":
         rows = summary(options.out, options.against, options.without)
         print("\n".join(table(rows, options.against)))

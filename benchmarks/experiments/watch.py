@@ -91,7 +91,7 @@ def describe(x: Tensor, pids: NDArray[np.int64], cameras: NDArray[np.int64]) -> 
     `mean cosine` of all pairs, `rank` (participation ratio) of their covariance, `share/camera` and `share/identity`
     of the variance that lies between cameras and between identities, and of each row's 10 nearest those of its own
     identity (`near/identity`; `near/across`: and of another camera; `near/first`: of the nearest alone) and of its own
-    camera (`near/camera`).
+    camera (`near/camera`); `across/identity`: of the 10 nearest of other cameras those of its own identity.
     """
     same = torch.from_numpy(pids[:, None] == pids)
     beside = torch.from_numpy(cameras[:, None] == cameras)
@@ -110,6 +110,7 @@ def describe(x: Tensor, pids: NDArray[np.int64], cameras: NDArray[np.int64]) -> 
             "near/first": float(same.gather(1, nearest[:, :1]).float().mean()),
             "near/across": float((same & ~beside).gather(1, nearest).float().mean()),
             "near/camera": float(beside.gather(1, nearest).float().mean()),
+            "across/identity": float((same & ~beside).gather(1, _nearest(part, beside)).float().mean()),
         }
         for name, value in values.items():
             found.setdefault(name, []).append(value)
@@ -161,9 +162,11 @@ def describe_clusters(
     }
 
 
-def _nearest(x: Tensor) -> Tensor:
-    cosine = x @ x.T
-    return cosine.fill_diagonal_(-torch.inf).topk(min(K, len(x) - 1)).indices
+def _nearest(x: Tensor, without: Tensor | None = None) -> Tensor:
+    cosine = (x @ x.T).fill_diagonal_(-torch.inf)
+    if without is not None:
+        cosine = cosine.masked_fill(without, -torch.inf)
+    return cosine.topk(min(K, len(x) - 1)).indices
 
 
 def _between(centred: Tensor, groups: NDArray[np.int64]) -> float:

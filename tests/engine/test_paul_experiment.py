@@ -17,7 +17,7 @@ pytest.importorskip("sklearn", reason="needs the extra [train]")
 from benchmarks.experiments.cached import ChosenPEDAL, settle, settled
 from benchmarks.experiments.paul import main, read
 from benchmarks.experiments.watch import describe, describe_clusters, describe_memory
-from reidfast.data import write_synthetic
+from reidfast.data import load, write_synthetic
 from reidfast.losses import PEDAL
 from reidfast.models import create_model, save_weights
 from reidfast.nn import MemoryBank
@@ -81,12 +81,27 @@ def test_arms_seeds_and_table(folder, capsys):
     assert both["gain"] == pytest.approx(mean("both") - mean("adabn"), abs=0.02) and both["low"] <= both["high"]
 
 
+def test_validation_looks_for_training_identities_alone(folder):
+    target = f"{folder}/people/all.csv"
+    main(["validation", "--target", target, "--ids", "4", "--to", f"{folder}/validation.json"])
+    whole, made = load(target), load(f"{folder}/validation.json")
+    known = np.unique(whole.train.pids)
+    assert set(made.train.pids) == set(known[:-4]) and set(made.query.pids) == set(made.gallery.pids) == set(known[-4:])
+    assert len(made.train) + len(made.query) + len(made.gallery) == len(whole.train)
+    pairs = set(zip(made.query.pids.tolist(), made.query.camids.tolist(), strict=True))
+    assert len(pairs) == len(made.query) == 4 * 3  # one image of each identity and camera
+    files = lambda *records: {(r.root / path).name for r in records for path in r.paths}  # noqa: E731
+    assert not files(made.train, made.query, made.gallery) & files(whole.query, whole.gallery)
+    with pytest.raises(SystemExit, match="expected --ids from 1 to"):
+        main(["validation", "--target", target, "--ids", str(len(known)), "--to", f"{folder}/none.json"])
+
+
 def test_rejects(folder):
     with pytest.raises(SystemExit, match="learned-both: expected --source"):
         run(folder, "--seeds", "0", arms="learned-both")
     with pytest.raises(SystemExit, match="expected arms among controls, adabn"):
         run(folder, arms="nothing")
-    with pytest.raises(SystemExit, match="expected cached.{centred, .*got nothing"):
+    with pytest.raises(SystemExit, match="expected cached.{cameras, centred, .*got nothing"):
         run(folder, arms="'both cached.nothing=1'", out="wrong")
     run(folder, "--seeds", "0", arms="adabn")
     with pytest.raises(SystemExit, match="holds runs with other epochs"):
@@ -155,6 +170,27 @@ def test_chosen_pedal():
     assert float(ChosenPEDAL(pedal, pids)(x, memory, rows)) == pytest.approx(loss(own), rel=1e-5)
     assert float(ChosenPEDAL(PEDAL(5, 3.0), pids)(x, memory, rows)) == pytest.approx(loss(own), rel=1e-5)  # all it has
     nearest = lambda b, row: [j for j in distances.sum(0)[b].argsort().tolist() if j != row][:2]  # noqa: E731
+    cameras = np.arange(12) % 2
+    across = lambda b, row: [j for j in nearest_of(b) if j % 2 != row % 2][:2]  # noqa: E731
+    nearest_of = lambda b: distances.sum(0)[b].argsort().tolist()  # noqa: E731
+    other = ChosenPEDAL(pedal, whole=True, cameras=cameras)
+    assert float(other(x, memory, rows)) == pytest.approx(loss(across), rel=1e-5)
+    centred = ChosenPEDAL(PEDAL(3, 3.0), whole=True, cameras=cameras, centred=True)
+    moved = memory.bank.clone()
+    memory.bank[:, 1::2] += 5.0  # one camera is far from the other; the images are of rows 0 (there), 5 and 11
+    shifted = x + torch.tensor([0.0, 5.0, 5.0])[:, None]
+    same_camera = ChosenPEDAL(PEDAL(3, 3.0), whole=True)
+    means = torch.stack([moved[:, c::2].mean(1) for c in (0, 1)], 1)[:, cameras]  # [2, 12, 8]
+    apart = ((x - means[:, rows])[:, :, None] - (moved - means)[:, None]).square().sum((0, 3))
+    expected = 0.0
+    logits = -3.0 * (shifted[:, :, None] - memory.bank[:, None]).square().sum(3)
+    for b, row in enumerate(rows.tolist()):
+        others = [j for j in range(12) if j != row]
+        near = [j for j in apart[b].argsort().tolist() if j != row][:3]
+        expected += float((logits[:, b, others].logsumexp(1) - logits[:, b, near].logsumexp(1)).sum() / 6)
+    assert float(centred(shifted, memory, rows)) == pytest.approx(expected, rel=1e-4)
+    assert float(same_camera(shifted, memory, rows)) != pytest.approx(expected, rel=1e-2)
+    memory.bank.copy_(moved)
     assert float(ChosenPEDAL(pedal, whole=True)(x, memory, rows)) == pytest.approx(loss(nearest), rel=1e-5)
     assert float(ChosenPEDAL(pedal, whole=True)(x, memory, rows)) != pytest.approx(float(as_it_is), rel=1e-3)
 
@@ -171,6 +207,7 @@ def test_what_is_watched():
     found = describe(x, pids, cameras)
     assert found["share/identity"] == pytest.approx(1) and found["train mAP"] == 1
     assert found["mean cosine"] == pytest.approx(0.5) and found["rank"] == pytest.approx(1)
+    assert found["across/identity"] == pytest.approx((1 + 1 + 2 + 2 + 1 + 1) / (6 * 5))
     assert describe(x, cameras, pids)["share/camera"] == pytest.approx(1)
     n = 40
     found = describe_memory(torch.eye(n)[None], 0.5 * torch.eye(n)[None], 3.0)
