@@ -19,7 +19,7 @@ REID_CPU_DECLARE(
     // y [dim] = x [dim] * scale, in the type of y. scale 1 copies.
     template <typename S, typename T> void pack_row(const S* x, int64_t step, int64_t dim, double scale, T* y);
 
-    // c [n]: products of one query row with n gallery rows -> distances, in place. query_sq, gallery_sq [n]: squared
-    // norms, read by the Euclidean metrics alone.
-    template <typename T>
-    void products_to_distances(T* c, int64_t n, Metric metric, double query_sq, const double* gallery_sq);)
+    // Products [n] of one query row with n gallery rows -> distances d [n], which may be the same memory. query_sq,
+    // gallery_sq [n]: squared norms, read by the Euclidean metrics alone.
+    template <typename T> void products_to_distances(const T* product, int64_t n, Metric metric, double query_sq,
+                                                     const double* gallery_sq, T* d);)

@@ -13,7 +13,7 @@ namespace reidfast::cpu::REID_ISA {
 
 namespace {
 
-constexpr int64_t kBlock = 32;  // candidates that one compare filters
+constexpr int64_t kBlock = 32;  // candidates that one compare of `offer_columns` filters
 
 float half(float x) { return static_cast<float>(static_cast<c10::Half>(x)); }
 
@@ -34,32 +34,38 @@ void offer(const NeighbourLists& lists, int64_t owner, float d, int32_t id) {
 
 template <bool kSquare>
 void offer_rows(const DistanceBlock& block, const NeighbourLists& lists, int64_t begin, int64_t end) {
+  using V = AccVec<float>;
+  constexpr int64_t w = kLanes<float>, step = 4 * w;
+  const auto load = [](const float* x) {
+    const V v = V::loadu(x);
+    return kSquare ? v * v : v;
+  };
+  const auto larger = [](const V& x, const V& y) { return V::blendv(x, y, y > x); };  // x where y is NaN
   for (int64_t r = begin; r < end; ++r) {
-    const float* __restrict d = block.d + r * block.ld;
+    const float* d = block.d + r * block.ld;
     const int64_t owner = block.row0 + r;
+    const auto offer_one = [&](int64_t c) {
+      const float v = kSquare ? d[c] * d[c] : d[c];
+      if (v <= lists.bound[owner]) offer(lists, owner, v, static_cast<int32_t>(block.column0 + c));
+      return v;
+    };
+    V top0(lists.largest[owner]), top1 = top0, top2 = top0, top3 = top0;
+    int64_t c = block.triangle ? r + 1 : 0;
+    for (; c + step <= block.columns; c += step) {
+      const V v0 = load(d + c), v1 = load(d + c + w), v2 = load(d + c + 2 * w), v3 = load(d + c + 3 * w);
+      top0 = larger(top0, v0), top1 = larger(top1, v1), top2 = larger(top2, v2), top3 = larger(top3, v3);
+      const V bound(lists.bound[owner]);
+      const V hit = ((v0 <= bound) | (v1 <= bound)) | ((v2 <= bound) | (v3 <= bound));
+      if (hit.zero_mask() == (1 << w) - 1) continue;
+      for (int64_t i = c; i < c + step; ++i) offer_one(i);
+    }
+    float tops[w];
+    larger(larger(top0, top1), larger(top2, top3)).store(tops);
     float largest = lists.largest[owner];
-    for (int64_t c0 = block.triangle ? r + 1 : 0; c0 < block.columns; c0 += kBlock) {
-      const int64_t n = std::min(kBlock, block.columns - c0);
-      const float bound = lists.bound[owner];
-      int hit = 0;
-      if (n == kBlock) {
-        for (int64_t c = c0; c < c0 + kBlock; ++c) {
-          const float v = kSquare ? d[c] * d[c] : d[c];
-          hit |= v <= bound;
-          largest = v > largest ? v : largest;
-        }
-      } else {
-        for (int64_t c = c0; c < c0 + n; ++c) {
-          const float v = kSquare ? d[c] * d[c] : d[c];
-          hit |= v <= bound;
-          largest = v > largest ? v : largest;
-        }
-      }
-      if (!hit) continue;
-      for (int64_t c = c0; c < c0 + n; ++c) {
-        const float v = kSquare ? d[c] * d[c] : d[c];
-        if (v <= lists.bound[owner]) offer(lists, owner, v, static_cast<int32_t>(block.column0 + c));
-      }
+    for (const float t : tops) largest = t > largest ? t : largest;
+    for (; c < block.columns; ++c) {
+      const float v = offer_one(c);
+      largest = v > largest ? v : largest;
     }
     lists.largest[owner] = largest;
   }
@@ -179,84 +185,69 @@ void rerank_half_sets(const int32_t* ids, int64_t k, int64_t half, int64_t begin
   for (int64_t j = begin; j < end; ++j) sizes[j] = static_cast<int32_t>(reciprocal(ids, k, half, j, sets + j * half));
 }
 
-void rerank_sets(const int32_t* ids, int64_t k, const int32_t* half_sets, const int32_t* half_sizes,
-                 const RerankOptions& options, int64_t begin, int64_t end, int32_t* scratch, int64_t* sizes,
-                 const int64_t* indptr, int32_t* columns) {
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t own = reciprocal(ids, k, options.near, i, scratch);
-    int64_t n = own;
-    for (int64_t a = 0; a < own; ++a) {
-      const int32_t* other = half_sets + scratch[a] * options.half;
-      const int64_t size = half_sizes[scratch[a]];
-      if (rerank_joins(shared(other, size, scratch, own), size)) n = std::copy_n(other, size, scratch + n) - scratch;
-    }
-    std::sort(scratch + own, scratch + n);
-    std::inplace_merge(scratch, scratch + own, scratch + n);
-    n = std::unique(scratch, scratch + n) - scratch;
-    if (indptr)
-      std::copy_n(scratch, n, columns + indptr[i]);
-    else
-      sizes[i] = n;
+void rerank_set_row(const int32_t* ids, int64_t k, const int32_t* half_sets, const int32_t* half_sizes,
+                    const RerankOptions& options, int64_t i, int32_t* columns, int64_t* size) {
+  const int64_t own = reciprocal(ids, k, options.near, i, columns);
+  int64_t n = own;
+  for (int64_t a = 0; a < own; ++a) {
+    const int32_t* other = half_sets + columns[a] * options.half;
+    const int64_t count = half_sizes[columns[a]];
+    if (rerank_joins(shared(other, count, columns, own), count)) n = std::copy_n(other, count, columns + n) - columns;
   }
+  std::sort(columns + own, columns + n);
+  std::inplace_merge(columns, columns + own, columns + n);
+  *size = std::unique(columns, columns + n) - columns;
 }
 
-void rerank_weights(const int32_t* ids, const float* distances, const float* largest, int64_t k,
-                    const PairSource& pairs, const RerankOptions& options, int64_t begin, int64_t end,
-                    const int64_t* indptr, const int32_t* columns, float* weights) {
-  for (int64_t i = begin; i < end; ++i) {
-    const int64_t first = indptr[i], last = indptr[i + 1];
-    float least = INFINITY;
-    for (int64_t e = first; e < last; ++e) {
-      const int32_t j = columns[e];
-      float powered = -1.0f;
-      bool listed = false;
-      for (int64_t a = 0; a < k; ++a)
-        if (ids[i * k + a] == j) powered = distances[i * k + a], listed = true;
-      if (options.raw_weights) {  // of the base distance, never squared
-        if (!listed || options.square) powered = pair_distance(pairs, i, j);
-        weights[e] = options.raw_scale * powered;
-      } else {
-        if (!listed) powered = rerank_power(pair_distance(pairs, i, j), options.square);
-        weights[e] = rerank_scaled(powered, largest[i]);
-      }
-      least = std::min(least, weights[e]);
+void rerank_weight_row(const int32_t* ids, const float* distances, const float* largest, int64_t k,
+                       const PairSource& pairs, const RerankOptions& options, int64_t i, const int32_t* columns,
+                       int64_t n, float* weights) {
+  float least = INFINITY;
+  for (int64_t e = 0; e < n; ++e) {
+    const int32_t j = columns[e];
+    float powered = -1.0f;
+    bool listed = false;
+    for (int64_t a = 0; a < k; ++a)
+      if (ids[i * k + a] == j) powered = distances[i * k + a], listed = true;
+    if (options.raw_weights) {  // of the base distance, never squared
+      if (!listed || options.square) powered = pair_distance(pairs, i, j);
+      weights[e] = options.raw_scale * powered;
+    } else {
+      if (!listed) powered = rerank_power(pair_distance(pairs, i, j), options.square);
+      weights[e] = rerank_scaled(powered, largest[i]);
     }
-    if (!options.raw_weights) least = 0.0f;  // exp(-Dn) as it is; a softmax is taken relative to its best
-    float sum = 0.0f;
-    for (int64_t e = first; e < last; ++e) sum += weights[e] = std::exp(least - weights[e]);
-    for (int64_t e = first; e < last; ++e) weights[e] /= sum;
-    if (options.store_half)
-      for (int64_t e = first; e < last; ++e) weights[e] = half(weights[e]);
+    least = std::min(least, weights[e]);
   }
+  if (!options.raw_weights) least = 0.0f;  // exp(-Dn) as it is; a softmax is taken relative to its best
+  float sum = 0.0f;
+  for (int64_t e = 0; e < n; ++e) sum += weights[e] = std::exp(least - weights[e]);
+  for (int64_t e = 0; e < n; ++e) weights[e] /= sum;
+  if (options.store_half)
+    for (int64_t e = 0; e < n; ++e) weights[e] = half(weights[e]);
 }
 
-void rerank_expand(const int32_t* ids, int64_t k, const SparseRows& v, int64_t n, const RerankOptions& options,
-                   int64_t begin, int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr,
-                   int32_t* columns, float* values) {
-  for (int64_t i = begin; i < end; ++i) {
-    int64_t lists = 0;
-    for (int64_t a = 0; a < std::min(options.expand, k); ++a) {
-      const int32_t j = ids[i * k + a];
-      if (j < 0) continue;
-      ++lists;
-      for (int64_t e = v.indptr[j]; e < v.indptr[j + 1]; ++e) {
-        const int32_t c = v.column[e];
-        bits[c / 64] |= uint64_t(1) << (c % 64);
-        if (indptr) sum[c] += v.value[e];
-      }
+void rerank_expand_row(const int32_t* ids, int64_t k, const SparseRows& v, int64_t n, const RerankOptions& options,
+                       int64_t i, float* sum, uint64_t* bits, int32_t* columns, float* values, int64_t* size) {
+  int64_t lists = 0;
+  for (int64_t a = 0; a < std::min(options.expand, k); ++a) {
+    const int32_t j = ids[i * k + a];
+    if (j < 0) continue;
+    ++lists;
+    for (int64_t e = v.indptr[j]; e < v.indptr[j + 1]; ++e) {
+      const int32_t c = v.column[e];
+      bits[c / 64] |= uint64_t(1) << (c % 64);
+      sum[c] += v.value[e];
     }
-    int64_t at = indptr ? indptr[i] : 0;
-    const float count = static_cast<float>(lists);
-    drain(bits, n, [&](int64_t c) {
-      if (indptr) {
-        columns[at] = static_cast<int32_t>(c);
-        values[at] = options.store_half ? half(sum[c] / count) : sum[c] / count;
-        sum[c] = 0.0f;
-      }
-      ++at;
-    });
-    if (!indptr) sizes[i] = at;
   }
+  int64_t at = 0;
+  const float count = static_cast<float>(lists);
+  drain(bits, n, [&](int64_t c) {
+    columns[at] = static_cast<int32_t>(c);
+    values[at] = options.store_half ? half(sum[c] / count) : sum[c] / count;
+    sum[c] = 0.0f;
+    ++at;
+  });
+  *size = at;
 }
 
 void rerank_jaccard_row(const SparseRows& v, const SparseRows& inverse, int64_t targets, bool store_half, int64_t i,
@@ -264,11 +255,17 @@ void rerank_jaccard_row(const SparseRows& v, const SparseRows& inverse, int64_t 
   const int64_t first = v.indptr[i], last = v.indptr[i + 1];
   int64_t additions = 0;
   for (int64_t e = first; e < last; ++e) additions += inverse.indptr[v.column[e] + 1] - inverse.indptr[v.column[e]];
+  constexpr int64_t kAhead = 2;  // lists asked for before their turn: each begins elsewhere in memory
   // Where much is shared, reading all sums is cheaper than marking which were touched.
   const bool mark = additions * 8 < targets;
   for (int64_t e = first; e < last; ++e) {
     const float own = v.value[e];
     const int64_t f0 = inverse.indptr[v.column[e]], f1 = inverse.indptr[v.column[e] + 1];
+    if (e + kAhead < last) {
+      const int64_t ahead = inverse.indptr[v.column[e + kAhead]];
+      __builtin_prefetch(inverse.column + ahead);
+      __builtin_prefetch(inverse.value + ahead);
+    }
     if (mark)
       for (int64_t f = f0; f < f1; ++f) bits[inverse.column[f] / 64] |= uint64_t(1) << (inverse.column[f] % 64);
     if (store_half)

@@ -60,22 +60,19 @@ REID_CPU_DECLARE(
     void rerank_half_sets(const int32_t* ids, int64_t k, int64_t half, int64_t begin, int64_t end, int32_t* sets,
                           int32_t* sizes);
 
-    // Expanded neighbourhoods R*(i), i in [begin, end): sizes [n], or (indptr given) columns at indptr[i] ascending.
-    // scratch [near * (half + 1)].
-    void rerank_sets(const int32_t* ids, int64_t k, const int32_t* half_sets, const int32_t* half_sizes,
-                     const RerankOptions& options, int64_t begin, int64_t end, int32_t* scratch, int64_t* sizes,
-                     const int64_t* indptr, int32_t* columns);
+    // Expanded neighbourhood R*(i): columns ascending, *size of them. columns [near * (half + 1)].
+    void rerank_set_row(const int32_t* ids, int64_t k, const int32_t* half_sets, const int32_t* half_sizes,
+                        const RerankOptions& options, int64_t i, int32_t* columns, int64_t* size);
 
-    // Weights of the sets, rows [begin, end), sum 1. distances [n, k] those of ids.
-    void rerank_weights(const int32_t* ids, const float* distances, const float* largest, int64_t k,
-                        const PairSource& pairs, const RerankOptions& options, int64_t begin, int64_t end,
-                        const int64_t* indptr, const int32_t* columns, float* weights);
+    // Weights of a set of n columns, sum 1. distances [n items, k] those of ids.
+    void rerank_weight_row(const int32_t* ids, const float* distances, const float* largest, int64_t k,
+                           const PairSource& pairs, const RerankOptions& options, int64_t i, const int32_t* columns,
+                           int64_t n, float* weights);
 
-    // Local query expansion: mean of the rows of the first `options.expand` neighbours. sizes, or columns and values.
+    // Local query expansion of row i: mean of the rows of its first `options.expand` neighbours, *size entries.
     // sum [n] zero, bits [n / 64 + 1] zero; both are left zero.
-    void rerank_expand(const int32_t* ids, int64_t k, const SparseRows& v, int64_t n, const RerankOptions& options,
-                       int64_t begin, int64_t end, float* sum, uint64_t* bits, int64_t* sizes, const int64_t* indptr,
-                       int32_t* columns, float* values);
+    void rerank_expand_row(const int32_t* ids, int64_t k, const SparseRows& v, int64_t n, const RerankOptions& options,
+                           int64_t i, float* sum, uint64_t* bits, int32_t* columns, float* values, int64_t* size);
 
     // Jaccard distances of row i of v to all rows in `inverse` (v by columns; its entries hold row - offset in
     // [0, targets)) with which it shares weight, ascending: *size of them. columns, distances [targets]; sum [targets],

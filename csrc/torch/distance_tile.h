@@ -74,7 +74,7 @@ int64_t tile_columns() {
               for (int64_t i = 0; i < x->numel(); ++i)
                 x->template mutable_data_ptr<T>()[i] = static_cast<T>(std::sin(0.7 * static_cast<double>(i % k) + 1.0));
             const Tensor c = at::empty({height, width}, a.options());
-            product(c, a, b, /*accumulate=*/false);
+            product_into(c, a, b, /*accumulate=*/false);
             const T* values = c.template const_data_ptr<T>();
             for (int64_t i = 0; i < c.numel(); ++i)
               if (values[i] != values[0]) alike = false;
@@ -207,18 +207,20 @@ class Panel {
 template <typename T>
 void distance_tile(const Panel<T>& query, int64_t query_tile, const Panel<T>& gallery, int64_t gallery_tile,
                    Metric metric, T* out, int64_t ld) {
-  Tensor c = at::from_blob(out, {query.tile_rows(), gallery.tile_rows()}, {ld, 1}, c10::CppTypeToScalarType<T>::value);
+  const Tensor c =
+      at::from_blob(out, {query.tile_rows(), gallery.tile_rows()}, {ld, 1}, c10::CppTypeToScalarType<T>::value);
+  Tensor sum = query.dim() > 0 ? Tensor() : c.zero_();
   for (int64_t k0 = 0; k0 < query.dim(); k0 += kChunk) {
     const int64_t width = std::min(kChunk, query.dim() - k0);
-    const Tensor a = query.chunk(query_tile, k0, width), b = gallery.chunk(gallery_tile, k0, width);
-    product(c, a, b, /*accumulate=*/k0 > 0);
+    sum = product(c, query.chunk(query_tile, k0, width), gallery.chunk(gallery_tile, k0, width), sum);
   }
+  const T* products = sum.template const_data_ptr<T>();
   const int64_t row0 = query_tile * query.tile_rows(), column0 = gallery_tile * gallery.tile_rows();
   const int64_t rows = std::min(query.tile_rows(), query.rows() - row0);
   const int64_t columns = std::min(gallery.tile_rows(), gallery.rows() - column0);
   for (int64_t r = 0; r < rows; ++r)
-    REID_CPU_CALL(products_to_distances, out + r * ld, columns, metric, query.square()[row0 + r],
-                  gallery.square() + column0);
+    REID_CPU_CALL(products_to_distances, products + r * sum.stride(0), columns, metric, query.square()[row0 + r],
+                  gallery.square() + column0, out + r * ld);
 }
 
 // How much of the queries and of the gallery is packed at a time. It bounds the memory beside the features and changes

@@ -45,18 +45,21 @@ const std::optional<c10::OperatorHandle>& onednn() {
 
 const char* product_library() { return onednn() ? "onednn" : "blas"; }
 
-void product(const Tensor& c, const Tensor& a, const Tensor& b, bool accumulate) {
+Tensor product(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& sum) {
   const auto& op = onednn();
-  if (op && c.scalar_type() == at::kFloat && a.size(0) >= kFewRows) {
+  if (op && out.scalar_type() == at::kFloat && a.size(0) >= kFewRows) {
     torch::jit::Stack stack{a, b, c10::IValue(), "none", c10::List<std::optional<at::Scalar>>(), ""};
     op->callBoxed(&stack);
-    const Tensor& y = stack[0].toTensor();
-    accumulate ? c.add_(y) : c.copy_(y);
-  } else if (accumulate) {
-    at::addmm_out(const_cast<Tensor&>(c), c, a, b.t());
-  } else {
-    at::mm_out(const_cast<Tensor&>(c), a, b.t());
+    Tensor made = std::move(stack[0]).toTensor();
+    return sum.defined() ? sum.add_(made) : made;
   }
+  Tensor result = out;
+  return sum.defined() ? at::addmm_out(result, sum, a, b.t()) : at::mm_out(result, a, b.t());
+}
+
+void product_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate) {
+  const Tensor made = product(out, a, b, accumulate ? out : Tensor());
+  if (made.const_data_ptr() != out.const_data_ptr()) out.copy_(made);
 }
 
 }  // namespace reidfast

@@ -12,8 +12,12 @@ namespace reidfast {
 // like machines have the same bits.
 const char* product_library();
 
-// c = a b^T, or c += a b^T where `accumulate`. a [M, K] and c [M, N] with contiguous rows, b [N, K] of any strides,
-// float32 or float64. Call it from inside a parallel region, where either library runs on one thread.
-void product(const Tensor& c, const Tensor& a, const Tensor& b, bool accumulate);
+// a b^T, or sum + a b^T: in `out`, or in memory of the library's own. a [M, K] and out [M, N] with contiguous rows, b
+// [N, K] of any strides, float32 or float64. sum is what an earlier call for the same `out` returned. Call it from
+// inside a parallel region, where either library runs on one thread.
+Tensor product(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& sum = {});
+
+// out = a b^T, or out += a b^T where `accumulate`.
+void product_into(const Tensor& out, const Tensor& a, const Tensor& b, bool accumulate);
 
 }  // namespace reidfast

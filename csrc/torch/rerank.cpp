@@ -38,9 +38,9 @@
 namespace reidfast {
 namespace {
 
-// Items per block of the symmetric product. Its tiles are square, kTileColumns a side, so that the library packs little
-// beside what it multiplies; blocks are long, so that threads seldom wait for each other.
-constexpr int64_t kRowItems = 1024, kColumnItems = 4096;
+// Items a side of a block of the symmetric product, in square tiles of kTileColumns, so that the library packs little
+// beside what it multiplies; a block holds many of them, so that threads seldom wait for each other.
+constexpr int64_t kBlockItems = 2048;
 
 Metric parse_metric(std::string_view name) {
   TORCH_CHECK_VALUE(name == "cosine" || name == "sqeuclidean",
@@ -130,8 +130,8 @@ bool square_tiles_agree(int64_t dim) {
       for (int64_t i = 0; i < b.numel(); ++i) y[i] = static_cast<float>(std::sin(1.3 * static_cast<double>(i) + 2.0));
       const Tensor square = at::empty({kTileColumns, kTileColumns}, at::kFloat);
       const Tensor flat = at::empty({kTileRows, width}, at::kFloat);
-      product(square, a, b.narrow(0, 0, kTileColumns), /*accumulate=*/false);
-      product(flat, a.narrow(0, 0, kTileRows), b.narrow(0, 0, width), /*accumulate=*/false);
+      product_into(square, a, b.narrow(0, 0, kTileColumns), /*accumulate=*/false);
+      product_into(flat, a.narrow(0, 0, kTileRows), b.narrow(0, 0, width), /*accumulate=*/false);
       const float *s = square.const_data_ptr<float>(), *f = flat.const_data_ptr<float>();
       for (int64_t r = 0; r < kTileRows; ++r)
         for (int64_t c = 0; c < std::min(width, kTileColumns); ++c)
@@ -165,38 +165,37 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const T
   BadInput stop;
   if (n > 0) {
     const Rows sides[2] = {Rows(query), Rows(gallery)};
-    const int64_t columns = std::min(round_up(n, kTileColumns), kColumnItems);
-    Panel<float> row_panel(kRowItems, kTileColumns, dim), column_panel(columns, kTileColumns, dim);
-    const Tensor buffer = at::empty({kRowItems * columns}, at::kFloat);
+    const int64_t side = std::min(round_up(n, kTileColumns), kBlockItems);
+    Panel<float> row_panel(side, kTileColumns, dim), column_panel(side, kTileColumns, dim);
+    const Tensor buffer = at::empty({side * side}, at::kFloat);
     float* d = buffer.mutable_data_ptr<float>();
-    if (dim == 0) buffer.zero_();
     const auto pack = [&](Panel<float>& panel, const ItemBlock& block) {
       stop.bad = panel.pack(sides[block.side], block.begin, block.n, metric);
       if (stop) stop.side = block.side;
       return !stop;
     };
     int64_t block_number = 0;
-    for (const ItemBlock& a : item_blocks(query.size(0), gallery.size(0), 0, kRowItems)) {
+    for (const ItemBlock& a : item_blocks(query.size(0), gallery.size(0), 0, kBlockItems)) {
       if (block_number++ % parts != part) continue;
       if (!pack(row_panel, a)) break;
-      for (const ItemBlock& b : item_blocks(query.size(0), gallery.size(0), a.id, kColumnItems)) {
+      for (const ItemBlock& b : item_blocks(query.size(0), gallery.size(0), a.id, kBlockItems)) {
         if (!pack(column_panel, b)) break;
         const int64_t across = column_panel.tiles();
         for_each_task(row_panel.tiles() * across, [&](int64_t task) {
           const int64_t t = task / across, u = task % across;
           if (b.diagonal && u < t) return;  // below the diagonal
-          float* tile = d + t * kTileColumns * columns + u * kTileColumns;
-          distance_tile(row_panel, t, column_panel, u, metric, tile, columns);
+          float* tile = d + t * kTileColumns * side + u * kTileColumns;
+          distance_tile(row_panel, t, column_panel, u, metric, tile, side);
           if (metric == Metric::kCosine)
-            for (int64_t r = 0; r < kTileColumns; ++r) REID_CPU_CALL(rerank_clamp, tile + r * columns, kTileColumns);
+            for (int64_t r = 0; r < kTileColumns; ++r) REID_CPU_CALL(rerank_clamp, tile + r * side, kTileColumns);
         });
         if (keep && a.side == 0 && b.side == 1) {
           float* out = kept.mutable_data_ptr<float>() + a.begin * gallery.size(0) + b.begin;
           at::parallel_for(0, a.n, grain(b.n * sizeof(float)), [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; ++r) std::copy_n(d + r * columns, b.n, out + r * gallery.size(0));
+            for (int64_t r = begin; r < end; ++r) std::copy_n(d + r * side, b.n, out + r * gallery.size(0));
           });
         }
-        const cpu::DistanceBlock block{d, columns, a.n, b.n, a.id, b.id, square, b.diagonal};
+        const cpu::DistanceBlock block{d, side, a.n, b.n, a.id, b.id, square, b.diagonal};
         lists.offer_rows(block);
         lists.offer_columns(block);
       }
@@ -304,25 +303,6 @@ struct Csr {
   }
 };
 
-// Sparse rows made in two runs of `fn(begin, end, sizes, indptr, columns, values)`: once for sizes, once for entries.
-template <typename Fn>
-Csr make_rows(int64_t n, const Fn& fn) {
-  Csr out;
-  out.indptr = at::zeros({n + 1}, at::kLong);
-  int64_t* indptr = out.indptr.mutable_data_ptr<int64_t>();
-  at::parallel_for(0, n, 64,
-                   [&](int64_t begin, int64_t end) { fn(begin, end, indptr + 1, nullptr, nullptr, nullptr); });
-  for (int64_t i = 0; i < n; ++i) indptr[i + 1] += indptr[i];
-  out.columns = at::empty({indptr[n]}, at::kInt);
-  out.values = at::empty({indptr[n]}, at::kFloat);
-  int32_t* columns = out.columns.mutable_data_ptr<int32_t>();
-  float* values = out.values.mutable_data_ptr<float>();
-  at::parallel_for(0, n, 64, [&](int64_t begin, int64_t end) { fn(begin, end, nullptr, indptr, columns, values); });
-  return out;
-}
-
-constexpr int64_t kRowBytes = int64_t(32) << 20;  // of rows of a graph that wait for being packed
-
 // Memory for entries whose number shows only as they come. realloc moves large blocks by their pages.
 template <typename T>
 class Growing {
@@ -354,6 +334,44 @@ class Growing {
   T* data_ = nullptr;
   int64_t capacity_ = 0;
 };
+
+constexpr int64_t kRowBytes = int64_t(8) << 20;  // of rows that wait for being packed
+
+// n sparse rows of at most `most` entries each. A task makes a `state()` of its own for its rows; row(i, state,
+// columns, values) writes row i and returns its length. Some rows at a time, as long as they may be, then packed behind
+// those before.
+template <typename State, typename Row>
+Csr make_rows(int64_t n, int64_t most, const State& state, const Row& row) {
+  const int64_t some = std::clamp<int64_t>(kRowBytes / (8 * std::max<int64_t>(1, most)), 32, 1024);
+  const auto some_columns = std::make_unique_for_overwrite<int32_t[]>(std::min(some, n) * most);
+  const auto some_values = std::make_unique_for_overwrite<float[]>(std::min(some, n) * most);
+  Csr out;
+  out.indptr = at::zeros({n + 1}, at::kLong);
+  int64_t* ends = out.indptr.mutable_data_ptr<int64_t>();
+  Growing<int32_t> all_columns;
+  Growing<float> all_values;
+  for (int64_t r0 = 0; r0 < n; r0 += some) {
+    const int64_t r1 = std::min(n, r0 + some);
+    at::parallel_for(r0, r1, 16, [&](int64_t begin, int64_t end) {
+      auto own = state();
+      for (int64_t i = begin; i < end; ++i)
+        ends[i + 1] = row(i, own, &some_columns[(i - r0) * most], &some_values[(i - r0) * most]);
+    });
+    for (int64_t i = r0; i < r1; ++i) ends[i + 1] += ends[i];
+    // what is expected of all rows, so that it rarely has to grow
+    const int64_t expected = static_cast<int64_t>(1.1 * static_cast<double>(ends[r1]) / r1 * n);
+    int32_t* columns = all_columns.grow(ends[r1], expected);
+    float* values = all_values.grow(ends[r1], expected);
+    at::parallel_for(r0, r1, 16, [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) {
+        std::copy_n(&some_columns[(i - r0) * most], ends[i + 1] - ends[i], columns + ends[i]);
+        std::copy_n(&some_values[(i - r0) * most], ends[i + 1] - ends[i], values + ends[i]);
+      }
+    });
+  }
+  out.columns = all_columns.take(ends[n], at::kInt), out.values = all_values.take(ends[n], at::kFloat);
+  return out;
+}
 
 // A dense row of sums and a set of bits, zero, as the kernels want and leave them.
 struct Scratch {
@@ -418,20 +436,26 @@ std::tuple<Tensor, Tensor, Tensor> rerank_encode_cpu(const Tensor& ids, const Te
   });
   const float* d = distances.const_data_ptr<float>();
   const float* top = largest.const_data_ptr<float>();
-  Csr v = make_rows(
-      n, [&](int64_t begin, int64_t end, int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values) {
-        std::vector<int32_t> scratch(options.near * (options.half + 1));
-        REID_CPU_CALL(rerank_sets, id, k, half_sets.const_data_ptr<int32_t>(), half_sizes.const_data_ptr<int32_t>(),
-                      options, begin, end, scratch.data(), sizes, indptr, columns);
-        if (indptr) REID_CPU_CALL(rerank_weights, id, d, top, k, pairs, options, begin, end, indptr, columns, values);
+  const auto nothing = [] { return 0; };
+  Csr v =
+      make_rows(n, options.near * (options.half + 1), nothing, [&](int64_t i, int, int32_t* columns, float* weights) {
+        int64_t size = 0;
+        REID_CPU_CALL(rerank_set_row, id, k, half_sets.const_data_ptr<int32_t>(), half_sizes.const_data_ptr<int32_t>(),
+                      options, i, columns, &size);
+        REID_CPU_CALL(rerank_weight_row, id, d, top, k, pairs, options, i, columns, size, weights);
+        return size;
       });
   if (expand > 1) {
     const cpu::SparseRows rows = v.view();
+    int64_t longest = 0;
+    for (int64_t i = 0; i < n; ++i) longest = std::max(longest, rows.indptr[i + 1] - rows.indptr[i]);
     v = make_rows(
-        n, [&](int64_t begin, int64_t end, int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values) {
-          Scratch scratch(n);
-          REID_CPU_CALL(rerank_expand, id, k, rows, n, options, begin, end, scratch.sum.data(), scratch.bits.data(),
-                        sizes, indptr, columns, values);
+        n, std::min(n, expand * longest), [&] { return Scratch(n); },
+        [&](int64_t i, Scratch& scratch, int32_t* columns, float* values) {
+          int64_t size = 0;
+          REID_CPU_CALL(rerank_expand_row, id, k, rows, n, options, i, scratch.sum.data(), scratch.bits.data(), columns,
+                        values, &size);
+          return size;
         });
   }
   return {v.indptr, v.columns, v.values};
@@ -477,55 +501,54 @@ std::tuple<Tensor, Tensor, Tensor> rerank_jaccard_cpu(const Tensor& indptr, cons
 
   const cpu::SparseRows by_column = inverse.view();
   const int64_t targets = n - first;
-  // Some rows at a time, as long as all targets, then packed behind those before.
-  const int64_t some = std::clamp<int64_t>(kRowBytes / (8 * std::max<int64_t>(1, targets)), 32, 1024);
-  const auto all_columns = std::make_unique_for_overwrite<int32_t[]>(some * targets);
-  const auto all_distances = std::make_unique_for_overwrite<float[]>(some * targets);
-  Csr out;
-  out.indptr = at::zeros({rows + 1}, at::kLong);
-  int64_t* ends = out.indptr.mutable_data_ptr<int64_t>();
-  Growing<int32_t> kept_columns;
-  Growing<float> kept_distances;
-  for (int64_t r0 = 0; r0 < rows; r0 += some) {
-    const int64_t r1 = std::min(rows, r0 + some);
-    at::parallel_for(r0, r1, 16, [&](int64_t begin, int64_t end) {
-      Scratch scratch(targets);
-      for (int64_t i = begin; i < end; ++i)
+  const Csr out = make_rows(
+      rows, targets, [&] { return Scratch(targets); },
+      [&](int64_t i, Scratch& scratch, int32_t* others, float* distances) {
+        int64_t size = 0;
         REID_CPU_CALL(rerank_jaccard_row, v, by_column, targets, store_half, i, scratch.sum.data(), scratch.bits.data(),
-                      &all_columns[(i - r0) * targets], &all_distances[(i - r0) * targets], ends + i + 1);
-    });
-    for (int64_t i = r0; i < r1; ++i) ends[i + 1] += ends[i];
-    // what is expected of all rows, so that it rarely has to grow
-    const int64_t expected = static_cast<int64_t>(1.1 * static_cast<double>(ends[r1]) / r1 * rows);
-    int32_t* columns = kept_columns.grow(ends[r1], expected);
-    float* distances = kept_distances.grow(ends[r1], expected);
-    at::parallel_for(r0, r1, 16, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        std::copy_n(&all_columns[(i - r0) * targets], ends[i + 1] - ends[i], columns + ends[i]);
-        std::copy_n(&all_distances[(i - r0) * targets], ends[i + 1] - ends[i], distances + ends[i]);
-      }
-    });
-  }
-  return {out.indptr, kept_columns.take(ends[rows], at::kInt), kept_distances.take(ends[rows], at::kFloat)};
+                      others, distances, &size);
+        return size;
+      });
+  return {out.indptr, out.columns, out.values};
 }
 
-// Final distances [Q, G], from the features (q_g none) or from the given q_g. largest [>= Q]; jaccard rows of the Q
-// queries. Which queries are asked for together changes nothing.
-std::tuple<Tensor, Tensor> rerank_distances_cpu(const Tensor& query, const Tensor& gallery,
-                                                const std::optional<Tensor>& q_g, const Tensor& largest,
+void check_final(int64_t queries, const Tensor& largest, const Tensor& indptr) {
+  TORCH_CHECK(indptr.numel() == queries + 1 && largest.numel() >= queries && largest.scalar_type() == at::kFloat &&
+                  largest.is_contiguous(),
+              "rerank: expected one sparse row and one largest distance per query");
+}
+
+// Base distances d [Q, G] -> final distances, in place. largest [>= Q]; jaccard rows of the Q queries.
+void rerank_final_cpu(const Tensor& d, const Tensor& largest, const Tensor& indptr, const Tensor& columns,
+                      const Tensor& values, double lambda, bool square, bool blend_raw, bool store_half) {
+  TORCH_CHECK(d.dim() == 2 && d.scalar_type() == at::kFloat && d.is_contiguous(),
+              "rerank: expected contiguous float32 distances (Q, G)");
+  const int64_t queries = d.size(0), galleries = d.size(1);
+  check_rows(indptr, columns, values, galleries);
+  check_final(queries, largest, indptr);
+  RerankOptions options;
+  options.square = square, options.store_half = store_half;
+  const cpu::SparseRows jaccard = Csr{indptr, columns, values}.view();
+  const float* top = largest.const_data_ptr<float>();
+  float* final = d.mutable_data_ptr<float>();
+  at::parallel_for(0, queries, grain(galleries * sizeof(float)), [&](int64_t begin, int64_t end) {
+    std::vector<float> scratch(galleries);
+    for (int64_t q = begin; q < end; ++q)
+      REID_CPU_CALL(rerank_final_row, final + q * galleries, galleries, 0, top[q], lambda, blend_raw, options, jaccard,
+                    jaccard.indptr[q], jaccard.indptr[q + 1], scratch.data());
+  });
+}
+
+// Final distances [Q, G] from the features, block by block. Which queries are asked for together changes nothing.
+std::tuple<Tensor, Tensor> rerank_distances_cpu(const Tensor& query, const Tensor& gallery, const Tensor& largest,
                                                 const Tensor& indptr, const Tensor& columns, const Tensor& values,
                                                 std::string_view metric_name, double lambda, bool square,
                                                 bool blend_raw, bool store_half) {
   const Metric metric = parse_metric(metric_name);
-  if (!q_g) check_features(query, gallery);
-  if (q_g)
-    TORCH_CHECK(q_g->dim() == 2 && q_g->scalar_type() == at::kFloat && q_g->is_contiguous(),
-                "rerank: expected contiguous float32 distances (Q, G)");
-  const int64_t queries = q_g ? q_g->size(0) : query.size(0), galleries = q_g ? q_g->size(1) : gallery.size(0);
+  check_features(query, gallery);
+  const int64_t queries = query.size(0), galleries = gallery.size(0);
   check_rows(indptr, columns, values, galleries);
-  TORCH_CHECK(indptr.numel() == queries + 1 && largest.numel() >= queries && largest.scalar_type() == at::kFloat &&
-                  largest.is_contiguous(),
-              "rerank: expected one sparse row and one largest distance per query");
+  check_final(queries, largest, indptr);
   RerankOptions options;
   options.square = square, options.store_half = store_half;
   const cpu::SparseRows jaccard = Csr{indptr, columns, values}.view();
@@ -539,17 +562,13 @@ std::tuple<Tensor, Tensor> rerank_distances_cpu(const Tensor& query, const Tenso
         const int64_t q = q0 + r;
         float* row = final + q * galleries + g0;
         std::copy_n(d + r * ld, ng, row);
-        if (!q_g && metric == Metric::kCosine) REID_CPU_CALL(rerank_clamp, row, ng);
+        if (metric == Metric::kCosine) REID_CPU_CALL(rerank_clamp, row, ng);
         REID_CPU_CALL(rerank_final_row, row, ng, g0, top[q], lambda, blend_raw, options, jaccard, jaccard.indptr[q],
                       jaccard.indptr[q + 1], scratch.data());
       }
     });
   };
-  BadInput stop;
-  if (q_g)
-    finish(q_g->const_data_ptr<float>(), galleries, 0, queries, 0, galleries);
-  else
-    stop = for_each_block<float>(Rows(query), Rows(gallery), metric, BlockSize{}, finish);
+  const BadInput stop = for_each_block<float>(Rows(query), Rows(gallery), metric, BlockSize{}, finish);
   return {out, stop.tensor()};
 }
 
@@ -744,8 +763,9 @@ TORCH_LIBRARY_FRAGMENT(reidfast, m) {
       "rerank_jaccard(Tensor indptr, Tensor columns, Tensor values, int rows, int first, bool store_half) -> "
       "(Tensor, Tensor, Tensor)");
   m.def(
-      "rerank_distances(Tensor query, Tensor gallery, Tensor? q_g, Tensor largest, Tensor indptr, Tensor columns, "
-      "Tensor values, str metric, float lambda_, bool square, bool blend_raw, bool store_half) -> (Tensor, Tensor)");
+      "rerank_distances(Tensor query, Tensor gallery, Tensor largest, Tensor indptr, Tensor columns, Tensor values, "
+      "str "
+      "metric, float lambda_, bool square, bool blend_raw, bool store_half) -> (Tensor, Tensor)");
 }
 TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("rerank_neighbours", rerank_neighbours_cpu);
@@ -754,6 +774,7 @@ TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
   m.impl("rerank_encode", rerank_encode_cpu);
   m.impl("rerank_jaccard", rerank_jaccard_cpu);
   m.impl("rerank_distances", rerank_distances_cpu);
+  m.impl("rerank_final_", rerank_final_cpu);
 }
 
 #if defined(REID_WITH_CUDA)

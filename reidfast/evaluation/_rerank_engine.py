@@ -11,7 +11,6 @@ int64, columns int32, values float32).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reidfast.evaluation import _engine
-from reidfast.ops import _extension
 from reidfast.ops._backends import Dispatch
 
-__all__ = ["DISTANCES", "ENCODE", "JACCARD", "NEIGHBOURS", "NEIGHBOURS_FROM_DISTANCES", "SETTLE"]
+__all__ = ["DISTANCES", "ENCODE", "FINAL", "JACCARD", "NEIGHBOURS", "NEIGHBOURS_FROM_DISTANCES", "SETTLE"]
 
 _ROWS = 1024
 _METRICS = {"cosine": _engine.COSINE, "sqeuclidean": _engine.SQEUCLIDEAN}
@@ -299,11 +297,6 @@ def jaccard(indptr: Tensor, columns: Tensor, values: Tensor, rows: int, first: i
     return _csr(out_rows, out_values)
 
 
-def final_op(device: torch.device) -> Callable[..., None] | None:
-    """The kernel that turns base distances into final ones in place, or None where it was not built."""
-    return torch.ops.reidfast.rerank_final_.default if device.type == "cuda" and _extension.has_cuda else None
-
-
 # What the CUDA kernels hold in shared memory: a neighbourhood with all that may join it, and `expand` of those.
 _SHARED_SET, _SHARED_EXPANSION = 16384, 8192
 
@@ -320,10 +313,32 @@ def sets_on(device: torch.device, near: int, half: int, expand: int) -> str:
     return "cuda" if device.type == "cuda" and fits and ENCODE.serving("cuda") == "native" else "cpu"
 
 
+def final_(
+    d: Tensor,
+    largest: Tensor,
+    indptr: Tensor,
+    columns: Tensor,
+    values: Tensor,
+    lambda_: float,
+    square: bool,
+    blend_raw: bool,
+    store_half: bool,
+) -> None:
+    """Base distances (Q, G) -> final distances, in place."""
+    top, base = largest[: len(d), None], d
+    if not blend_raw:
+        powered = base * base if square else base
+        base = torch.where(top > 0, powered / torch.where(top > 0, top, 1), 0)
+    jaccard_part = torch.ones_like(d, dtype=torch.float16 if store_half else torch.float32)
+    row = torch.repeat_interleave(torch.arange(len(d), device=d.device), indptr.diff())
+    jaccard_part[row, columns.long()] = values.to(jaccard_part.dtype)
+    rest = torch.tensor(1.0 - lambda_, dtype=jaccard_part.dtype, device=d.device)
+    d.copy_((jaccard_part * rest).float() + base * lambda_)
+
+
 def distances(
     query: Tensor,
     gallery: Tensor,
-    q_g: Tensor | None,
     largest: Tensor,
     indptr: Tensor,
     columns: Tensor,
@@ -335,22 +350,11 @@ def distances(
     store_half: bool,
 ) -> tuple[Tensor, Tensor]:
     """Final distances (Q, G), and status."""
-    base, status = (q_g, _engine.fine()) if q_g is not None else _base(query, gallery, metric)
-    if (op := final_op(base.device)) is not None:
-        base = base.contiguous().clone() if q_g is not None else base.contiguous()
-        rows = (t.to(base.device) for t in (largest, indptr, columns, values))
-        op(base, *rows, lambda_, square, blend_raw, store_half)
-        return base, status
-    top = largest[: len(base), None].to(base.device)
-    if not blend_raw:
-        powered = base * base if square else base
-        base = torch.where(top > 0, powered / torch.where(top > 0, top, 1), 0)
-    jaccard_part = torch.ones_like(base, dtype=torch.float16 if store_half else torch.float32)
-    row = torch.repeat_interleave(torch.arange(len(base)), indptr.diff())
-    at = row.to(base.device), columns.to(base.device).long()
-    jaccard_part[at] = values.to(base.device, jaccard_part.dtype)
-    rest = torch.tensor(1.0 - lambda_, dtype=jaccard_part.dtype, device=base.device)
-    return (jaccard_part * rest).float() + base.float() * lambda_, status
+    base, status = _base(query, gallery, metric)
+    base = base.contiguous()
+    rows = (t.to(base.device) for t in (largest, indptr, columns, values))
+    FINAL.on[base.device.type](base, *rows, lambda_, square, blend_raw, store_half)
+    return base, status
 
 
 NEIGHBOURS = Dispatch(
@@ -369,4 +373,5 @@ NEIGHBOURS_FROM_DISTANCES = Dispatch(
 )
 ENCODE = Dispatch("rerank_encode", reference=encode, triton_reason="no Triton kernel")
 JACCARD = Dispatch("rerank_jaccard", reference=jaccard, triton_reason="no Triton kernel")
+FINAL = Dispatch("rerank_final_", reference=final_, triton_reason="no Triton kernel")
 DISTANCES = Dispatch("rerank_distances", reference=distances, triton_reason="no Triton kernel", native_cuda=False)

@@ -115,7 +115,8 @@ class Reranked:
     variant: RerankVariant
     _query: Tensor
     _gallery: Tensor
-    _distances: Tensor | None
+    _distances: Tensor | None  # base distances that were handed in
+    _kept: list[Tensor]  # base distances kept from the product, none or one: the first `dense` writes over them
     _kind: Any
 
     @property
@@ -130,27 +131,43 @@ class Reranked:
 
         The bits of ``.dense()``, as long as the rows asked for and Q lie on one side of 32 (tiles of another height).
         """
-        first, last = int(self.indptr[begin]), int(self.indptr[end])
-        distances, status = engine.DISTANCES.on[self._query.device.type](
-            self._query[begin:end],
-            self._gallery,
-            None if self._distances is None else self._distances[begin:end].contiguous(),
-            torch.from_numpy(self.largest[begin:end]),
-            torch.from_numpy(self.indptr[begin : end + 1] - first),
-            torch.from_numpy(self.indices[first:last]),
-            torch.from_numpy(self.jaccard[first:last]),
-            self.variant.metric,
-            self.lambda_,
-            self.variant.power == 2,
-            self.variant.blend == "raw",
-            self.variant.storage == "float16",
+        base = self._kept[0] if self._kept else self._distances
+        if base is not None:
+            return self._finish(base[begin:end].clone(), begin, end)
+        query = self._query[begin:end]
+        distances, status = engine.DISTANCES.on[query.device.type](
+            query, self._gallery, *self._rows(begin, end), self.variant.metric, *self._options()
         )
         raise_bad_row("rerank", status)
         return distances
 
+    def _rows(self, begin: int, end: int) -> list[Tensor]:
+        """Largest distances and sparse rows of queries [begin, end)."""
+        first, last = int(self.indptr[begin]), int(self.indptr[end])
+        starts = self.indptr[begin : end + 1] - first
+        return [
+            torch.from_numpy(t)
+            for t in (self.largest[begin:end], starts, self.indices[first:last], self.jaccard[first:last])
+        ]
+
+    def _options(self) -> tuple[float, bool, bool, bool]:
+        v = self.variant
+        return self.lambda_, v.power == 2, v.blend == "raw", v.storage == "float16"
+
+    def _finish(self, base: Tensor, begin: int, end: int) -> Tensor:
+        """Base distances of queries [begin, end), turned into final ones in place."""
+        rows = (t.to(base.device) for t in self._rows(begin, end))
+        engine.FINAL.on[base.device.type](base, *rows, *self._options())
+        return base
+
     def dense(self) -> Any:
-        """Final distances float32 [Q, G], of the kind (and on the device) of the query features."""
-        return like(self._kind, self.dense_rows(0, self.shape[0]))
+        """Final distances float32 [Q, G], of the kind (and on the device) of the query features.
+
+        Called again, it makes the same bits again, a new array each time.
+        """
+        whole = 0, self.shape[0]
+        made = self._finish(self._kept.pop(), *whole) if self._kept else self.dense_rows(*whole)
+        return like(self._kind, made)
 
     def sparse_jaccard(self) -> scipy.sparse.csr_matrix:
         """The Jaccard part: csr float32 [Q, G]; what is absent is 1."""
@@ -240,7 +257,7 @@ def rerank(
         shorter than k1 (few items) are used as they are. The result does not depend on the number of threads.
         Cost: half of the symmetric product (Q+G)^2 D, then O((Q+G) k1^2). Memory beside the features and the result:
         12 bytes x (Q + G) x k1, the sparse rows, some 30 MB of tiles, and the base distances (Q, G) where they take no
-        more than 256 MB; larger ones are made again where final distances are asked for.
+        more than 256 MB (the first ``.dense()`` writes over them); larger ones are made again for final distances.
 
     Example:
         >>> x = torch.eye(4).repeat(3, 1)
@@ -263,7 +280,7 @@ def rerank(
     v = _encode(found, x, y, settings)
     jaccard = engine.JACCARD.on[v[0].device.type](*v, q.n, q.n, settings.store_half)
     largest = found[2]
-    return _reranked(jaccard, largest[: q.n], lambda_, options, x, y, kept, query)
+    return _reranked(jaccard, largest[: q.n], lambda_, options, x, y, query, kept=kept)
 
 
 def rank_reranked(
@@ -405,12 +422,14 @@ def _reranked(
     options: RerankVariant,
     query: Tensor,
     gallery: Tensor,
-    distances: Tensor | None,
     kind: Any,
+    distances: Tensor | None = None,
+    kept: Tensor | None = None,
 ) -> Reranked:
     indptr, indices, values = (t.cpu().numpy() for t in jaccard)
     top = largest.cpu().numpy().copy()
-    return Reranked(indptr, indices, values, top, lambda_, options, query, gallery, distances, kind)
+    held = [] if kept is None else [kept]
+    return Reranked(indptr, indices, values, top, lambda_, options, query, gallery, distances, held, kind)
 
 
 def rerank_distances(
@@ -443,7 +462,7 @@ def rerank_distances(
     ids, near, largest = engine.NEIGHBOURS_FROM_DISTANCES.on["cpu"](qg, qq, gg, settings.list_size, settings.square)
     v = engine.ENCODE.on["cpu"](ids, near, largest, None, None, qg, qq, gg, *settings.encode_args())
     jaccard = engine.JACCARD.on["cpu"](*v, len(qg), len(qg), settings.store_half)
-    return _reranked(jaccard, largest[: len(qg)], lambda_, options, qg[:, :0], gg[:, :0], qg, q_g)
+    return _reranked(jaccard, largest[: len(qg)], lambda_, options, qg[:, :0], gg[:, :0], q_g, distances=qg)
 
 
 def jaccard_graph(
@@ -496,7 +515,7 @@ def jaccard_graph(
     jaccard = engine.JACCARD.on[v[0].device.type](*v, n, 0, settings.store_half)
     indptr, indices, values = (t.cpu().numpy() for t in jaccard)
     for i, (first, last) in enumerate(itertools.pairwise(indptr.tolist())):
-        at = first + int(indices[first:last].searchsorted(i))  # every item shares all its weight with itself
+        at = first + int(indices[first:last].searchsorted(np.int32(i)))  # every item shares all its weight with itself
         values[at] = 0.0
     graph = scipy.sparse.csr_matrix((values, indices, indptr), shape=(n, n))
     if len(values) and values.max() >= 1.0:  # shared weight below what float32 can tell from none

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -259,10 +257,26 @@ def test_kept_distances_are_those_made_again():
     q, g = torch.from_numpy(x[:1200]), torch.from_numpy(x[1200:])
     for metric in ("sqeuclidean", "cosine"):
         result = rerank(q, g, metric=metric)
-        assert result._distances is None or result._distances.shape == (1200, 1300)
-        again = replace(result, _distances=None)
-        assert torch.equal(result.dense(), again.dense())
-    assert rerank(q[:32], g)._distances is None
+        assert [d.shape for d in result._kept] in ([], [(1200, 1300)])
+        some = result.dense_rows(40, 90)
+        first = result.dense()  # takes what was kept
+        assert not result._kept
+        assert torch.equal(some, first[40:90])
+        before = first.clone()
+        again = result.dense()
+        assert again.data_ptr() != first.data_ptr()
+        assert torch.equal(again, before) and torch.equal(first, before)
+    assert not rerank(q[:32], g)._kept
+
+
+def test_distances_handed_in_are_left_alone():
+    rng = np.random.default_rng(3)
+    blocks = [np.abs(rng.normal(size=s)).astype(np.float32) for s in ((9, 30), (9, 9), (30, 30))]
+    before = [b.copy() for b in blocks]
+    result = rerank_distances(*blocks, k1=5, k2=2)
+    np.testing.assert_array_equal(result.dense(), result.dense())
+    for block, old in zip(blocks, before, strict=True):
+        np.testing.assert_array_equal(block, old)
 
 
 def test_half_neighbourhoods():

@@ -135,7 +135,7 @@ def test_cuda_emu_whole_rerank(monkeypatch, variant):
         for name in ("settle", "encode", "jaccard"):
             patch.setitem(getattr(engine, name.upper()).on, "cpu", emulated(f"rerank_{name}"))
         patch.setitem(engine.DISTANCES.on, "cpu", engine.distances)
-        patch.setattr(engine, "final_op", lambda device: emulated("rerank_final_"))
+        patch.setitem(engine.FINAL.on, "cpu", emulated("rerank_final_"))
         got, other = rerank(x[:40], x[40:], k1=8, k2=3, variant=variant).dense(), jaccard_graph(x, k1=8, k2=3)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
     np.testing.assert_array_equal(other.indices, graph.indices)
