@@ -106,15 +106,16 @@ class Panel {
         data_(at::empty({round_up(rows, tile_rows) * std::max<int64_t>(dim, 1)}, c10::CppTypeToScalarType<T>::value)),
         square_(round_up(rows, tile_rows)) {}
 
-  // Packs rows [begin, begin + n) of `rows`. Returns the first that cannot be used.
-  BadRow pack(const Rows& rows, int64_t begin, int64_t n, Metric metric) {
-    n_ = n;
-    tiles_ = round_up(n, tile_rows_) / tile_rows_;
+  // Packs rows [begin, begin + n) of `rows`, behind the first `after` that are there. Returns the first that cannot be
+  // used.
+  BadRow pack(const Rows& rows, int64_t begin, int64_t n, Metric metric, int64_t after = 0) {
+    n_ = after + n;
+    tiles_ = round_up(n_, tile_rows_) / tile_rows_;
     T* data = data_.template mutable_data_ptr<T>();
     std::atomic<int64_t> bad{std::numeric_limits<int64_t>::max()};
     REID_DISPATCH_FLOATS(rows.x.scalar_type(), "distance_tile", [&] {
       const scalar_t* x = rows.x.const_data_ptr<scalar_t>();
-      pack_rows(x, rows, begin, data, metric, bad);
+      pack_rows(x, rows, begin, after, data, metric, bad);
     });
     BadRow result;
     if (bad.load() == std::numeric_limits<int64_t>::max()) return result;
@@ -141,17 +142,18 @@ class Panel {
 
  private:
   template <typename S>
-  void pack_rows(const S* x, const Rows& rows, int64_t begin, T* data, Metric metric, std::atomic<int64_t>& bad) {
+  void pack_rows(const S* x, const Rows& rows, int64_t begin, int64_t after, T* data, Metric metric,
+                 std::atomic<int64_t>& bad) {
     const int64_t step = rows.x.stride(1), row_step = rows.x.stride(0);
-    at::parallel_for(0, tiles_ * tile_rows_, grain(dim_ * sizeof(T)), [&](int64_t first, int64_t last) {
+    at::parallel_for(after, tiles_ * tile_rows_, grain(dim_ * sizeof(T)), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
-        const S* source = i < n_ ? x + rows.row(begin + i) * row_step : nullptr;
+        const S* source = i < n_ ? x + rows.row(begin + i - after) * row_step : nullptr;
         double sq = 0.0, scale = 1.0;
         if (source) {
           REID_CPU_CALL(row_square_sum, source, step, dim_, &sq);
           if (!usable(source, step, metric, sq, scale)) {
             int64_t seen = bad.load();
-            while (i < seen && !bad.compare_exchange_weak(seen, i)) {
+            while (i - after < seen && !bad.compare_exchange_weak(seen, i - after)) {
             }
           }
         }

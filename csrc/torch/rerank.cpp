@@ -98,23 +98,6 @@ struct Lists {
   }
 };
 
-// Feature rows [begin, begin + n) of one side, items id ...
-struct ItemBlock {
-  int64_t side, begin, n, id;
-  bool diagonal;  // begins with the rows that it is paired with
-};
-
-// The items from `first` on, at most `step` at a time and never of both sides at once.
-std::vector<ItemBlock> item_blocks(int64_t queries, int64_t galleries, int64_t first, int64_t step) {
-  std::vector<ItemBlock> blocks;
-  for (int64_t i = first; i < queries + galleries;) {
-    const int64_t side = i >= queries, end = side ? queries + galleries : queries;
-    blocks.push_back({side, side ? i - queries : i, std::min(step, end - i), i, i == first});
-    i += blocks.back().n;
-  }
-  return blocks;
-}
-
 // Whether a product in the square tiles used here has the bits of one in the tiles of for_each_block, for features of
 // this length. Asked by an example.
 bool square_tiles_agree(int64_t dim) {
@@ -169,37 +152,47 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const T
     Panel<float> row_panel(side, kTileColumns, dim), column_panel(side, kTileColumns, dim);
     const Tensor buffer = at::empty({side * side}, at::kFloat);
     float* d = buffer.mutable_data_ptr<float>();
-    const auto pack = [&](Panel<float>& panel, const ItemBlock& block) {
-      stop.bad = panel.pack(sides[block.side], block.begin, block.n, metric);
-      if (stop) stop.side = block.side;
-      return !stop;
+    const int64_t queries = query.size(0);
+    const auto pack = [&](Panel<float>& panel, int64_t first, int64_t count) {  // items, of either side or of both
+      for (const int64_t which : {0, 1}) {
+        const int64_t begin = which ? std::max(first - queries, int64_t{0}) : first;
+        const int64_t end = which ? first + count - queries : std::min(first + count, queries);
+        if (begin >= end) continue;
+        stop.bad = panel.pack(sides[which], begin, end - begin, metric, which ? begin + queries - first : 0);
+        stop.side = which;
+        if (stop) return false;
+      }
+      return true;
     };
-    int64_t block_number = 0;
-    for (const ItemBlock& a : item_blocks(query.size(0), gallery.size(0), 0, kBlockItems)) {
-      if (block_number++ % parts != part) continue;
-      if (!pack(row_panel, a)) break;
-      for (const ItemBlock& b : item_blocks(query.size(0), gallery.size(0), a.id, kBlockItems)) {
-        if (!pack(column_panel, b)) break;
+    int64_t number = 0;
+    for (int64_t i = 0; i < n && !stop; i += side) {
+      const int64_t rows = std::min(side, n - i);
+      if (number++ % parts != part) continue;
+      if (!pack(row_panel, i, rows)) break;
+      for (int64_t j = i; j < n; j += side) {
+        const int64_t columns = std::min(side, n - j);
+        if (!pack(column_panel, j, columns)) break;
         const int64_t across = column_panel.tiles();
         for_each_task(row_panel.tiles() * across, [&](int64_t task) {
           const int64_t t = task / across, u = task % across;
-          if (b.diagonal && u < t) return;  // below the diagonal
+          if (i == j && u < t) return;  // below the diagonal
           float* tile = d + t * kTileColumns * side + u * kTileColumns;
           distance_tile(row_panel, t, column_panel, u, metric, tile, side);
           if (metric == Metric::kCosine)
             for (int64_t r = 0; r < kTileColumns; ++r) REID_CPU_CALL(rerank_clamp, tile + r * side, kTileColumns);
         });
-        if (keep && a.side == 0 && b.side == 1) {
-          float* out = kept.mutable_data_ptr<float>() + a.begin * gallery.size(0) + b.begin;
-          at::parallel_for(0, a.n, grain(b.n * sizeof(float)), [&](int64_t begin, int64_t end) {
-            for (int64_t r = begin; r < end; ++r) std::copy_n(d + r * side, b.n, out + r * gallery.size(0));
-          });
-        }
-        const cpu::DistanceBlock block{d, side, a.n, b.n, a.id, b.id, square, b.diagonal};
+        const int64_t g0 = std::max(queries - j, int64_t{0});  // the first gallery column of the block
+        if (keep && g0 < columns)
+          at::parallel_for(0, std::clamp(queries - i, int64_t{0}, rows), grain(columns * sizeof(float)),
+                           [&](int64_t begin, int64_t end) {
+                             float* out = kept.mutable_data_ptr<float>() + j + g0 - queries;
+                             for (int64_t r = begin; r < end; ++r)
+                               std::copy_n(d + r * side + g0, columns - g0, out + (i + r) * gallery.size(0));
+                           });
+        const cpu::DistanceBlock block{d, side, rows, columns, i, j, square, i == j};
         lists.offer_rows(block);
         lists.offer_columns(block);
       }
-      if (stop) break;
     }
   }
   return std::tuple_cat(lists.finish(), std::make_tuple(kept, stop.tensor()));
