@@ -26,9 +26,6 @@ def build(target: str = "cuda_emu") -> Path:
         pytest.skip("the CUDA emulation needs the CUDA toolkit's headers in /usr/local/cuda or CUDA_HOME")
     environment = {**os.environ, "REIDFAST_CUDA": "0", "REIDFAST_TARGET": target, "REIDFAST_BUILD_DIR": str(BUILD)}
     environment.pop("LD_PRELOAD", None)  # AddressSanitizer is for this process, not for the compiler
-    if subprocess.run(["ccache", "--version"], capture_output=True).returncode == 0:
-        environment.setdefault("CMAKE_CXX_COMPILER_LAUNCHER", "ccache")
-        environment |= {"CCACHE_NOHASHDIR": "1", "CCACHE_BASEDIR": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
         cwd=ROOT,

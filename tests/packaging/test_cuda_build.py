@@ -30,10 +30,6 @@ def tool(name):
 
 def build(folder: Path | None = None, **extra: str) -> subprocess.CompletedProcess:
     environment = {**os.environ, "REIDFAST_NATIVE": "1", **extra}
-    if shutil.which("ccache"):
-        environment |= {"CCACHE_NOHASHDIR": "1", "CCACHE_BASEDIR": str(ROOT)}
-        for language in ("CXX", "CUDA"):
-            environment.setdefault(f"CMAKE_{language}_COMPILER_LAUNCHER", "ccache")
     place = ["--inplace"] if folder is None else ["--build-lib", str(folder)]
     command = [sys.executable, "setup.py", "-q", "build_ext", *place]
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
