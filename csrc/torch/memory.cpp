@@ -190,7 +190,8 @@ struct Tile {
       return;
     }
     Tensor out = matrix(products, count, split.width, split.width);
-    product_into(out, matrix(x, count, p.dim, p.dim), matrix(rows, split.width, p.dim, row_stride), /*accumulate=*/false);
+    product_into(out, matrix(x, count, p.dim, p.dim), matrix(rows, split.width, p.dim, row_stride),
+                 /*accumulate=*/false);
   }
   void add_rows(const MemoryTile<T, A>& tile, A* sum, int64_t count) {  // sum [count, d] += products x rows
     if (small) {
@@ -198,8 +199,9 @@ struct Tile {
       return;
     }
     Tensor out = matrix(sum, count, p.dim, p.dim);
-    product_into(out, matrix(products, count, split.width, split.width), matrix(rows, p.dim, split.width, 1, row_stride),
-            /*accumulate=*/true);
+    product_into(out, matrix(products, count, split.width, split.width),
+                 matrix(rows, p.dim, split.width, 1, row_stride),
+                 /*accumulate=*/true);
   }
 };
 

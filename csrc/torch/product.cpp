@@ -17,21 +17,22 @@ namespace {
 // oneDNN's product of a float32 tensor with transposed weights, as torch.compile uses it. Called through the stack, for
 // it is no public function.
 std::optional<c10::OperatorHandle> find_onednn() {
-#if defined(REID_HAVE_X86_ISA)
   const char* wish = std::getenv("REIDFAST_PRODUCT");
   const std::string_view wanted = wish ? wish : "auto";
   TORCH_CHECK_VALUE(wanted == "auto" || wanted == "blas" || wanted == "onednn",
                     "REIDFAST_PRODUCT: expected auto, blas or onednn, got ", wanted);
   if (wanted == "blas") return std::nullopt;
+  std::optional<c10::OperatorHandle> op;
+#if defined(REID_HAVE_X86_ISA)
   // MKL, torch's BLAS on x86, keeps AVX-512 from processors that are not Intel's. There oneDNN is faster
   // (docs/evaluation.md); on Intel's nothing was measured, and the BLAS stays.
   __builtin_cpu_init();
-  const bool better = __builtin_cpu_supports("avx512f") && !__builtin_cpu_is("intel");
-  if (!better && wanted != "onednn") return std::nullopt;
-  return c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
-#else
-  return std::nullopt;
+  if (wanted == "onednn" || (__builtin_cpu_supports("avx512f") && !__builtin_cpu_is("intel")))
+    op = c10::Dispatcher::singleton().findSchema({"mkldnn::_linear_pointwise", ""});
 #endif
+  TORCH_CHECK_VALUE(op || wanted == "auto",
+                    "REIDFAST_PRODUCT: expected auto or blas, for this torch has no oneDNN for x86, got onednn");
+  return op;
 }
 
 constexpr int64_t kFewRows = 16;  // of a: oneDNN then spends its time on putting b in order

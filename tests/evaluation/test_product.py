@@ -67,10 +67,13 @@ def run(library: str) -> "subprocess.CompletedProcess[str]":
 @pytest.mark.parametrize("library", ["auto", "blas", "onednn"])
 def test_products_are_exact_and_the_same_everywhere(library):
     done = run(library)
-    assert done.returncode == 0, done.stderr
     x86 = platform.machine() in ("x86_64", "AMD64") and torch.backends.mkldnn.is_available()
+    if library == "onednn" and not x86:
+        assert "expected auto or blas" in done.stderr
+        return
+    assert done.returncode == 0, done.stderr
     if library != "auto":
-        assert done.stdout.split() == [library if x86 else "blas"]
+        assert done.stdout.split() == [library]
 
 
 def test_an_unknown_library():
