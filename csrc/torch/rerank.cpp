@@ -164,6 +164,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const T
       }
       return true;
     };
+    std::vector<std::pair<int64_t, int64_t>> tiles;  // of a block: none below the diagonal
     int64_t number = 0;
     for (int64_t i = 0; i < n && !stop; i += side) {
       const int64_t rows = std::min(side, n - i);
@@ -172,10 +173,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> rerank_neighbours_cpu(const T
       for (int64_t j = i; j < n; j += side) {
         const int64_t columns = std::min(side, n - j);
         if (!pack(column_panel, j, columns)) break;
-        const int64_t across = column_panel.tiles();
-        for_each_task(row_panel.tiles() * across, [&](int64_t task) {
-          const int64_t t = task / across, u = task % across;
-          if (i == j && u < t) return;  // below the diagonal
+        tiles.clear();
+        for (int64_t t = 0; t < row_panel.tiles(); ++t)
+          for (int64_t u = i == j ? t : 0; u < column_panel.tiles(); ++u) tiles.emplace_back(t, u);
+        for_each_task(static_cast<int64_t>(tiles.size()), [&](int64_t task) {
+          const auto [t, u] = tiles[task];
           float* tile = d + t * kTileColumns * side + u * kTileColumns;
           distance_tile(row_panel, t, column_panel, u, metric, tile, side);
           if (metric == Metric::kCosine)
