@@ -35,9 +35,10 @@ from reidfast.data import load as load_data
 from reidfast.engine import paired_bootstrap
 from reidfast.engine.config import parse
 from reidfast.engine.methods import module_of
+from reidfast.engine.methods.paul import ViewsDataModule
 from reidfast.engine.training import train
 from reidfast.evaluation import Ranking, rank, rank_reranked, subtract_camera_mean
-from reidfast.models import load_weights
+from reidfast.models import create_model, load_weights, read_card
 
 # arm -> (method, settings over the method's file)
 ARMS: dict[str, tuple[str, list[str]]] = {
@@ -138,6 +139,22 @@ def write_validation(name: str, ids: int, path: Path) -> None:
         seen.add((pid, camera))
         parts[part].append([str((Path(train.root) / at).absolute()), pid, camera])
     keep(path, {"name": path.stem, "fields": ["path", "pid", "camid"], **parts})
+
+
+@torch.no_grad()
+def where_patches_are(source: str, name: str, height: int, width: int, count: int) -> dict[str, Any]:
+    """Of the patches [M, 6] that a pre-trained network finds in some training images: mean and spread over images, and
+    where they were at its beginning."""
+    net = create_model("paul", **read_card(source)["model"]["options"]).eval()
+    sizes = [f"--data.name={name}", f"--data.height={height}", f"--data.width={width}"]
+    config = parse("paul-osnet", sizes)
+    images = ViewsDataModule(load_data(name), config.data).plain_images(count)
+    start = net.transforms(images[:1])[0]
+    load_weights(net, Path(source) / "weights.safetensors")
+    found = net.transforms(images).flatten(2)
+    rows = {"start": start.flatten(1), "mean": found.mean(0), "spread": found.std(0)}
+    made = {"source": Path(source).name, "target": name, "height": height, "width": width, "images": len(images)}
+    return made | {key: [[round(v, 4) for v in row] for row in value.tolist()] for key, value in rows.items()}
 
 
 def keep(path: Path, content: dict[str, Any]) -> None:
@@ -362,9 +379,20 @@ def main(arguments: list[str] | None = None) -> None:
     chosen.add_argument("--target", required=True)
     chosen.add_argument("--ids", type=int, default=200, help="so many identities, the last ones, are looked for")
     chosen.add_argument("--to", type=Path, required=True, metavar="FILE", help="a .json, to be given as --target")
+    looked = commands.add_parser("patches", help="where the patches of a run of paul-source lie: figures, no picture")
+    looked.add_argument("--source", required=True, help="run of paul-source")
+    looked.add_argument("--target", default="market751_holdout", help="whose training images are looked at")
+    looked.add_argument("--height", type=int, default=128)
+    looked.add_argument("--width", type=int, default=64)
+    looked.add_argument("--images", type=int, default=256)
+    looked.add_argument("--json", type=Path, required=True, metavar="FILE")
     options = parser.parse_args(arguments)
     if options.command == "validation":
         write_validation(options.target, options.ids, options.to)
+        return
+    if options.command == "patches":
+        size = (options.height, options.width, options.images)
+        keep(options.json, where_patches_are(options.source, options.target, *size))
         return
     if options.command == "table":
         rows = summary(options.out, options.against, options.without)

@@ -96,6 +96,24 @@ def test_validation_looks_for_training_identities_alone(folder):
         main(["validation", "--target", target, "--ids", str(len(known)), "--to", f"{folder}/none.json"])
 
 
+def test_where_patches_are(folder):
+    options = {"backbone": "osnet_x0_25", "dim": 16, "embedding": 8, "hidden": 8}
+    net, source = create_model("paul", **options), folder / "source"
+    with torch.no_grad():
+        net.generator.fc2.bias[5] += 0.25  # the first patch, lower by an eighth of the map
+    source.mkdir()
+    save_weights(net, source / "weights.safetensors")
+    (source / "card.json").write_text(json.dumps({"model": {"name": "paul", "options": options}}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("REIDFAST_CACHE", str(folder / "cache"))
+        target = f"--target {folder}/people/all.csv --height 128 --width 64 --images 5 --json {folder}/patches.json"
+        main(shlex.split(f"patches --source {source} {target}"))
+    found = json.loads((folder / "patches.json").read_text())
+    moved = np.array(found["mean"]) - np.array(found["start"])
+    assert found["images"] == 5 and moved.shape == (6, 6) and np.count_nonzero(moved) == 1
+    assert moved[0, 5] == pytest.approx(0.25, abs=1e-3) and np.max(found["spread"]) == 0
+
+
 def test_rejects(folder):
     with pytest.raises(SystemExit, match="learned-both: expected --source"):
         run(folder, "--seeds", "0", arms="learned-both")
