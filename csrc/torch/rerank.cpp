@@ -507,30 +507,44 @@ std::tuple<Tensor, Tensor, Tensor> rerank_jaccard_cpu(const Tensor& indptr, cons
   return {out.indptr, out.columns, out.values};
 }
 
-void check_final(int64_t queries, const Tensor& largest, const Tensor& indptr) {
-  TORCH_CHECK(indptr.numel() == queries + 1 && largest.numel() >= queries && largest.scalar_type() == at::kFloat &&
-                  largest.is_contiguous(),
-              "rerank: expected one sparse row and one largest distance per query");
-}
+// What turns base distances into final ones: largest [>= Q], jaccard rows of the Q queries.
+struct Final {
+  const float* largest;
+  cpu::SparseRows jaccard;
+  double lambda;
+  bool blend_raw;
+  RerankOptions options;
 
-// Base distances d [Q, G] -> final distances, in place. largest [>= Q]; jaccard rows of the Q queries.
+  Final(int64_t queries, int64_t galleries, const Tensor& top, const Tensor& indptr, const Tensor& columns,
+        const Tensor& values, double lambda, bool square, bool blend_raw, bool store_half)
+      : lambda(lambda), blend_raw(blend_raw) {
+    check_rows(indptr, columns, values, galleries);
+    TORCH_CHECK(indptr.numel() == queries + 1 && top.numel() >= queries && top.scalar_type() == at::kFloat &&
+                    top.is_contiguous(),
+                "rerank: expected one sparse row and one largest distance per query");
+    largest = top.const_data_ptr<float>();
+    jaccard = Csr{indptr, columns, values}.view();
+    options.square = square, options.store_half = store_half;
+  }
+
+  // Query q, gallery rows g0 ... g0 + n, in place. scratch [n].
+  void row(float* d, int64_t q, int64_t g0, int64_t n, float* scratch) const {
+    REID_CPU_CALL(rerank_final_row, d, n, g0, largest[q], lambda, blend_raw, options, jaccard, jaccard.indptr[q],
+                  jaccard.indptr[q + 1], scratch);
+  }
+};
+
+// Base distances d [Q, G] -> final distances, in place.
 void rerank_final_cpu(const Tensor& d, const Tensor& largest, const Tensor& indptr, const Tensor& columns,
                       const Tensor& values, double lambda, bool square, bool blend_raw, bool store_half) {
   TORCH_CHECK(d.dim() == 2 && d.scalar_type() == at::kFloat && d.is_contiguous(),
               "rerank: expected contiguous float32 distances (Q, G)");
   const int64_t queries = d.size(0), galleries = d.size(1);
-  check_rows(indptr, columns, values, galleries);
-  check_final(queries, largest, indptr);
-  RerankOptions options;
-  options.square = square, options.store_half = store_half;
-  const cpu::SparseRows jaccard = Csr{indptr, columns, values}.view();
-  const float* top = largest.const_data_ptr<float>();
-  float* final = d.mutable_data_ptr<float>();
+  const Final final(queries, galleries, largest, indptr, columns, values, lambda, square, blend_raw, store_half);
+  float* data = d.mutable_data_ptr<float>();
   at::parallel_for(0, queries, grain(galleries * sizeof(float)), [&](int64_t begin, int64_t end) {
     std::vector<float> scratch(galleries);
-    for (int64_t q = begin; q < end; ++q)
-      REID_CPU_CALL(rerank_final_row, final + q * galleries, galleries, 0, top[q], lambda, blend_raw, options, jaccard,
-                    jaccard.indptr[q], jaccard.indptr[q + 1], scratch.data());
+    for (int64_t q = begin; q < end; ++q) final.row(data + q * galleries, q, 0, galleries, scratch.data());
   });
 }
 
@@ -542,24 +556,17 @@ std::tuple<Tensor, Tensor> rerank_distances_cpu(const Tensor& query, const Tenso
   const Metric metric = parse_metric(metric_name);
   check_features(query, gallery);
   const int64_t queries = query.size(0), galleries = gallery.size(0);
-  check_rows(indptr, columns, values, galleries);
-  check_final(queries, largest, indptr);
-  RerankOptions options;
-  options.square = square, options.store_half = store_half;
-  const cpu::SparseRows jaccard = Csr{indptr, columns, values}.view();
-  const float* top = largest.const_data_ptr<float>();
+  const Final final(queries, galleries, largest, indptr, columns, values, lambda, square, blend_raw, store_half);
   Tensor out = empty_output({queries, galleries}, at::TensorOptions(at::kFloat));
-  float* final = out.mutable_data_ptr<float>();
+  float* data = out.mutable_data_ptr<float>();
   const auto finish = [&](const float* d, int64_t ld, int64_t q0, int64_t nq, int64_t g0, int64_t ng) {
     at::parallel_for(0, nq, grain(ng * sizeof(float)), [&](int64_t begin, int64_t end) {
       std::vector<float> scratch(ng);
       for (int64_t r = begin; r < end; ++r) {
-        const int64_t q = q0 + r;
-        float* row = final + q * galleries + g0;
+        float* row = data + (q0 + r) * galleries + g0;
         std::copy_n(d + r * ld, ng, row);
         if (metric == Metric::kCosine) REID_CPU_CALL(rerank_clamp, row, ng);
-        REID_CPU_CALL(rerank_final_row, row, ng, g0, top[q], lambda, blend_raw, options, jaccard, jaccard.indptr[q],
-                      jaccard.indptr[q + 1], scratch.data());
+        final.row(row, q0 + r, g0, ng, scratch.data());
       }
     });
   };
@@ -568,7 +575,7 @@ std::tuple<Tensor, Tensor> rerank_distances_cpu(const Tensor& query, const Tenso
 }
 
 #if defined(REID_WITH_CUDA)
-// Sparse rows made in two runs of `fn(sizes, indptr, columns, values)`, as make_rows does on the CPU. How many entries
+// Sparse rows made in two runs of `fn(sizes, indptr, columns, values)`, once for sizes, once for entries. How many
 // there are is asked of the device.
 template <typename Fn>
 Csr make_rows_cuda(int64_t n, const Tensor& like, const Fn& fn) {

@@ -163,7 +163,8 @@ class Reranked:
     def dense(self) -> Any:
         """Final distances float32 [Q, G], of the kind (and on the device) of the query features.
 
-        Called again, it makes the same bits again, a new array each time.
+        Called again, it makes the same bits again, a new array each time. Not for several threads at once: the first
+        call writes over base distances that were kept.
         """
         whole = 0, self.shape[0]
         made = self._finish(self._kept.pop(), *whole) if self._kept else self.dense_rows(*whole)
@@ -256,8 +257,8 @@ def rerank(
         order float32 cannot tell are compared in float64, so that rounding does not decide who is a neighbour. Lists
         shorter than k1 (few items) are used as they are. The result does not depend on the number of threads.
         Cost: half of the symmetric product (Q+G)^2 D, then O((Q+G) k1^2). Memory beside the features and the result:
-        12 bytes x (Q + G) x k1, the sparse rows, some 30 MB of tiles, and the base distances (Q, G) where they take no
-        more than 256 MB (the first ``.dense()`` writes over them); larger ones are made again for final distances.
+        12 bytes x (Q + G) x k1, the sparse rows, 48 MB of tiles at D = 2048, and base distances (Q, G) where they take
+        no more than 256 MB (the first ``.dense()`` writes over them); larger ones are made again for final distances.
 
     Example:
         >>> x = torch.eye(4).repeat(3, 1)
