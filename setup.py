@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Thin driver: asks Python where torch is and lets CMake build reidfast._C.
+"""Thin driver: asks Python where torch's headers are and lets CMake build the native parts.
 
 Environment:
-    REIDFAST_CUDA=auto|0|1   auto (default): compile CUDA when torch is a CUDA build and nvcc is found; 1: compile it,
-    also beside a
-                             CPU build of torch; 0: CPU only. Never asks whether a GPU is present.
-    TORCH_CUDA_ARCH_LIST     "8.0;9.0a+PTX": architectures to compile for. Default 9.0+PTX.
-    REIDFAST_NATIVE=auto|0|1 auto (default): without a working compiler install pure Python with a warning; 1: fail
-    instead; 0: skip. CMAKE_ARGS, CMAKE_CXX_COMPILER_LAUNCHER, MAX_JOBS: passed on.
+    REIDFAST_NATIVE=1|0      1 (default): build the native part, and fail where that fails; 0: install pure Python.
+    REIDFAST_CUDA=auto|0|1   auto (default): also build the CUDA library when torch is a CUDA build and nvcc is found,
+                             and keep the CPU part when that fails; 1: build it, also beside a CPU build of torch, or
+                             fail; 0: CPU only. Whether a GPU is present is never asked.
+    TORCH_CUDA_ARCH_LIST     Architectures, as torch spells them: "8.0;9.0a+PTX" or names ("Ampere;Hopper"). Default:
+                             those of the GPUs in this machine, else 7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX.
+    REIDFAST_BUILD_DIR       Where CMake builds. CMAKE_ARGS, CMAKE_CXX_COMPILER_LAUNCHER and MAX_JOBS are passed on.
 """
 
 import json
@@ -24,46 +25,75 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+ARCHITECTURES = "7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+NAMED_ARCHITECTURES = {
+    "Turing": "7.5+PTX",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell": "10.0;12.0+PTX",
+}
+
+
+class BuildError(Exception):
+    """A native part that cannot be built, in words for the user."""
 
 
 def find_nvcc() -> str | None:
     home = os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH")
     candidates = [Path(home) / "bin" / "nvcc"] if home else []
     candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    found = next((str(c) for c in candidates if c.is_file()), None) or shutil.which("nvcc")
-    return str(Path(found).resolve()) if found else None
+    nvcc = next((str(c) for c in candidates if c.is_file()), None) or shutil.which("nvcc")
+    return str(Path(nvcc).resolve()) if nvcc else None
+
+
+def local_architectures() -> str:
+    """Compute capabilities of the GPUs in this machine, '8.6;9.0'; empty where there are none or nobody can tell."""
+    try:
+        query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+        text = subprocess.run(query, capture_output=True, text=True, timeout=20).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    capabilities = sorted({line.strip() for line in text.splitlines() if re.fullmatch(r"\d+\.\d+", line.strip())})
+    return ";".join(capabilities)
 
 
 def cuda_architectures() -> str:
-    """'8.0;9.0a+PTX' as torch spells it -> '80-real;90a' as CMake spells it."""
-    spelled = os.environ.get("TORCH_CUDA_ARCH_LIST") or "9.0+PTX"
+    """'8.0;9.0a+PTX' or 'Ampere' as torch spells it -> '80-real;90a' as CMake spells it."""
+    spelled = os.environ.get("TORCH_CUDA_ARCH_LIST") or local_architectures() or ARCHITECTURES
     result = []
-    for item in re.split(r"[;, ]+", spelled.strip()):
-        match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", item)
-        if not match:
-            sys.exit(f"reidfast: expected TORCH_CUDA_ARCH_LIST like '8.0;9.0a+PTX', got {spelled!r}")
-        major, minor, suffix, ptx = match.groups()
-        result.append(f"{major}{minor}{suffix}" + ("" if ptx else "-real"))
-    return ";".join(result)
+    for name in re.split(r"[;, ]+", spelled.strip()):
+        for item in NAMED_ARCHITECTURES.get(name, name).split(";"):
+            match = re.fullmatch(r"(\d+)\.(\d+)([af]?)(\+PTX)?", item)
+            if not match:
+                raise BuildError(
+                    f"expected TORCH_CUDA_ARCH_LIST like '8.0;9.0a+PTX' or names of {', '.join(NAMED_ARCHITECTURES)}, "
+                    f"got {spelled!r}"
+                )
+            major, minor, suffix, ptx = match.groups()
+            if (int(major), int(minor)) < (7, 5):
+                raise BuildError(f"expected CUDA architectures from 7.5 on, got {item} in {spelled!r}")
+            result.append(f"{major}{minor}{suffix}" + ("" if ptx else "-real"))
+    return ";".join(dict.fromkeys(result))
 
 
 def decide_cuda(torch) -> tuple[bool, str]:
-    """Whether to compile CUDA, and the reason in words (kept for `reidfast info`)."""
+    """Whether to build the CUDA library, and the reason in words (kept for `reidfast info`)."""
     wish = os.environ.get("REIDFAST_CUDA", "auto").lower()
     nvcc = find_nvcc()
     if wish not in ("auto", "0", "1"):
-        sys.exit(f"reidfast: expected REIDFAST_CUDA to be auto, 0 or 1, got {wish!r}")
+        raise BuildError(f"expected REIDFAST_CUDA to be auto, 0 or 1, got {wish!r}")
     if wish == "0":
         return False, "REIDFAST_CUDA=0 when this build was made"
     if wish == "1":
         if nvcc is None:
-            sys.exit(
-                "reidfast: REIDFAST_CUDA=1 but no nvcc was found: looked in CUDA_HOME, /usr/local/cuda/bin and PATH. "
-                "Install the CUDA toolkit or set CUDA_HOME, or build with REIDFAST_CUDA=0."
+            raise BuildError(
+                "REIDFAST_CUDA=1 but no nvcc was found: looked in CUDA_HOME, /usr/local/cuda/bin and PATH. Install the "
+                "CUDA toolkit or set CUDA_HOME, or build with REIDFAST_CUDA=0."
             )
         return True, f"REIDFAST_CUDA=1, {nvcc_version(nvcc)}"
     if torch.version.cuda is None:
-        return False, f"torch {torch.__version__} is a CPU build (REIDFAST_CUDA=1 compiles CUDA all the same)"
+        return False, f"torch {torch.__version__} is a CPU build (REIDFAST_CUDA=1 builds CUDA all the same)"
     if nvcc is None:
         return (
             False,
@@ -78,61 +108,100 @@ def nvcc_version(nvcc: str) -> str:
     return f"nvcc {match.group(1)}" if match else "nvcc of unknown version"
 
 
+def first_error(text: str) -> str:
+    """The line of a build's output that names its cause."""
+    lines = [line.strip() for line in text.splitlines()]
+    marks = (r"\berror\b", r"\bfatal\b", "CMake Error", r"\bnot found\b")
+    return next((line for mark in marks for line in lines if re.search(mark, line)), lines[-1] if lines else "")[:400]
+
+
+def run(command: list[str], verbose: bool) -> None:
+    """Run one step of the build; what it says is shown when it fails, and its cause becomes the error."""
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace")
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if verbose:
+            sys.stdout.write(line)
+    if process.wait() == 0:
+        return
+    if not verbose:
+        sys.stderr.write("".join(lines[-60:]))
+    raise BuildError(f"{Path(command[0]).name} failed: {first_error(''.join(lines))}")
+
+
 class CMakeBuild(build_ext):
-    """Configures and builds with CMake; writes reidfast/_build_info.json beside the module."""
+    """Configures and builds with CMake; writes reidfast/_build_info.json beside the libraries."""
 
     def run(self):
         target = Path(self.build_lib) / "reidfast" if not self.inplace else ROOT / "reidfast"
         target.mkdir(parents=True, exist_ok=True)
-        if os.environ.get("REIDFAST_TARGET"):
-            import torch
+        try:
+            self.build_into(target)
+        except BuildError as error:
+            sys.exit(
+                f"reidfast: the native part could not be built: {error}\n"
+                "It needs a C++20 compiler (g++ 11 or clang 14 and newer) and cmake. REIDFAST_NATIVE=0 installs reidfast "
+                "without it: every op then works through plain PyTorch, more slowly."
+            )
 
-            self.build_native(torch, decide_cuda(torch)[0], target)
-            return
-        wish = os.environ.get("REIDFAST_NATIVE", "auto").lower()
-        info = {"native": False, "cuda": False, "native_reason": "", "cuda_reason": ""}
+    def build_into(self, target: Path) -> None:
+        wish = os.environ.get("REIDFAST_NATIVE", "1").lower()
+        if wish not in ("0", "1"):
+            raise BuildError(f"expected REIDFAST_NATIVE to be 0 or 1, got {wish!r}")
+        info = {"native": wish == "1", "cuda": False, "native_reason": "", "cuda_reason": ""}
+        for old in [*target.glob("_C*.so"), *target.glob("libreidfast*.so")] if wish == "0" else []:
+            old.unlink()
         if wish == "0":
-            info["native_reason"] = "REIDFAST_NATIVE=0 when this build was made"
+            info["native_reason"] = info["cuda_reason"] = "REIDFAST_NATIVE=0 when this copy was built"
         else:
             try:
                 import torch
-
-                with_cuda, info["cuda_reason"] = decide_cuda(torch)
-                self.build_native(torch, with_cuda, target)
-                info |= {"native": True, "cuda": with_cuda, "torch": torch.__version__}
-            except (OSError, subprocess.CalledProcessError, ImportError) as error:
-                if wish == "1" or os.environ.get("REIDFAST_CUDA") == "1":
-                    raise
-                reason = f"the compiled part could not be built: {error}"
-                if isinstance(error, subprocess.CalledProcessError):
-                    reason = "the compiled part could not be built: CMake or the compiler failed"
-                info["native_reason"] = reason
-                print(
-                    f"WARNING: reidfast: {reason}. Installing without it: every op works through plain PyTorch.",
-                    file=sys.stderr,
-                )
+            except ImportError as error:
+                raise BuildError(f"torch's headers are needed: {error}") from error
+            with_cuda, info["cuda_reason"] = decide_cuda(torch)
+            if goal := os.environ.get("REIDFAST_TARGET"):  # one target for the tests, nothing installed
+                self.cmake(torch, with_cuda, [goal])
+                return
+            suffix = sysconfig.get_config_var("EXT_SUFFIX")
+            build = self.cmake(torch, False, ["reidfast", "_C"])
+            install(build / "libreidfast.so", target)
+            for old in target.glob("_C*.so"):
+                old.unlink()
+            install(build / f"_C{suffix}", target)
+            info["torch"] = torch.__version__
+            if with_cuda:
+                try:
+                    build = self.cmake(torch, True, ["reidfast_cuda"])
+                    install(build / "libreidfast_cuda.so", target)
+                    info["cuda"] = True
+                except BuildError as error:
+                    if os.environ.get("REIDFAST_CUDA") == "1":
+                        raise
+                    info["cuda_reason"] = f"the CUDA part could not be built: {error}"
+                    print(f"WARNING: reidfast: {info['cuda_reason']}. The CPU part is installed.", file=sys.stderr)
+            if not info["cuda"]:
+                (target / "libreidfast_cuda.so").unlink(missing_ok=True)
         (target / "_build_info.json").write_text(json.dumps(info, indent=1) + "\n")
 
-    def build_native(self, torch, with_cuda: bool, target: Path) -> None:
+    def cmake(self, torch, with_cuda: bool, goals: list[str]) -> Path:
+        """Build targets; returns the folder they are in."""
         import pybind11
-        from torch.utils.cpp_extension import include_paths
 
-        cmake = shutil.which("cmake") or sys.exit("reidfast: cmake was not found; pip install cmake ninja")
-        build = Path(
-            os.environ.get(
-                "REIDFAST_BUILD_DIR",
-                ROOT / "build" / f"cmake-{'cuda' if with_cuda else 'cpu'}-{sys.implementation.cache_tag}",
-            )
-        )
+        cmake = shutil.which("cmake")
+        if cmake is None:
+            raise BuildError("cmake was not found; pip install cmake ninja")
+        default = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
+        build = Path(os.environ.get("REIDFAST_BUILD_DIR", default)) / ("cuda" if with_cuda else "cpu")
         build.mkdir(parents=True, exist_ok=True)
-        suffix = sysconfig.get_config_var("EXT_SUFFIX")
+        folder = Path(torch.__file__).parent
+        includes = [folder / "include", folder / "include" / "torch" / "csrc" / "api" / "include"]
         arguments = [
-            f"-DREIDFAST_TORCH_INCLUDES={';'.join(include_paths())}",
-            f"-DREIDFAST_TORCH_LIB={Path(torch.__file__).parent / 'lib'}",
-            f"-DREIDFAST_TORCH_CXX11_ABI={int(getattr(torch._C, '_GLIBCXX_USE_CXX11_ABI', True))}",
+            f"-DREIDFAST_TORCH_INCLUDES={';'.join(map(str, includes))}",
+            f"-DREIDFAST_TORCH_LIB={folder / 'lib'}",
             f"-DREIDFAST_PYTHON_INCLUDE={sysconfig.get_path('include')}",
             f"-DREIDFAST_PYBIND11_INCLUDE={pybind11.get_include()}",
-            f"-DREIDFAST_EXT_SUFFIX={suffix}",
+            f"-DREIDFAST_EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
             f"-DREIDFAST_WITH_CUDA={'ON' if with_cuda else 'OFF'}",
         ]
         for language in ("CXX", "CUDA"):
@@ -143,22 +212,20 @@ class CMakeBuild(build_ext):
         arguments += os.environ.get("CMAKE_ARGS", "").split()
         if shutil.which("ninja"):
             arguments.append("-GNinja")
-        quiet = {"stdout": subprocess.DEVNULL} if not self.verbose else {}
-        subprocess.run([cmake, "-S", str(ROOT), "-B", str(build), *arguments], check=True, **quiet)
+        run([cmake, "-S", str(ROOT), "-B", str(build), *arguments], self.verbose)
         jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count() or 2)
-        goal = os.environ.get("REIDFAST_TARGET") or "_C"
-        subprocess.run([cmake, "--build", str(build), "--target", goal, "-j", jobs], check=True)
-        if goal != "_C":
-            return
-        for old in target.glob("_C*.so"):
-            old.unlink()
-        # Copy beside, then rename: a running process keeps its old module, nobody sees half a file.
-        partial = target / f"_C.partial{suffix}"
-        shutil.copy2(build / f"_C{suffix}", partial)
-        partial.rename(target / f"_C{suffix}")
+        run([cmake, "--build", str(build), "--target", *goals, "-j", jobs], True)
+        return build
 
     def get_outputs(self):
         return []
+
+
+def install(source: Path, target: Path) -> None:
+    """Copy beside, then rename: a running process keeps its old library, nobody sees half a file."""
+    partial = target / f"{source.name}.partial"
+    shutil.copy2(source, partial)
+    partial.rename(target / source.name)
 
 
 setup(ext_modules=[Extension("reidfast._C", sources=[])], cmdclass={"build_ext": CMakeBuild})

@@ -1,13 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
 #
-# CUDA: csrc/cuda/*.cu as a torch-free static library with the static runtime, so that it links beside any build of torch.
+# CUDA: csrc/cuda/*.cu as a torch-free static library with the static runtime, so that it links and loads beside any build of torch.
 # REIDFAST_CUDA_ARCHITECTURES is a CMake list ("80-real;90"); setup.py makes it from TORCH_CUDA_ARCH_LIST.
 file(GLOB CUDA_SOURCES CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/csrc/cuda/*.cu)
 if(REIDFAST_WITH_CUDA AND CUDA_SOURCES)
-  if(NOT REIDFAST_CUDA_ARCHITECTURES)
-    set(REIDFAST_CUDA_ARCHITECTURES 90)
-  endif()
   set(CMAKE_CUDA_ARCHITECTURES ${REIDFAST_CUDA_ARCHITECTURES})
   set(CMAKE_CUDA_STANDARD 17) # CMake 3.25 does not know CUDA_STANDARD 20
   set(CMAKE_CUDA_STANDARD_REQUIRED ON)
@@ -18,10 +15,12 @@ if(REIDFAST_WITH_CUDA AND CUDA_SOURCES)
   target_compile_options(kernels_cuda PRIVATE -lineinfo --expt-relaxed-constexpr -Xcompiler=-fvisibility=hidden
                                               -Xcompiler=-ffile-prefix-map=${CMAKE_SOURCE_DIR}/=)
   set_target_properties(kernels_cuda PROPERTIES POSITION_INDEPENDENT_CODE ON)
+  add_library(reidfast_cuda MODULE ${CUDA_BINDINGS})
+  binds_torch(reidfast_cuda)
+  links_torch(reidfast_cuda)
   string(REPLACE ";" " " architectures "${REIDFAST_CUDA_ARCHITECTURES}")
-  target_compile_definitions(_C PRIVATE REID_WITH_CUDA REID_CUDA_ARCHITECTURES="${architectures}")
-  target_include_directories(_C SYSTEM PRIVATE ${CUDAToolkit_INCLUDE_DIRS})
-  target_link_libraries(_C PRIVATE kernels_cuda CUDA::cudart_static)
+  target_compile_definitions(reidfast_cuda PRIVATE REID_WITH_CUDA REID_CUDA_ARCHITECTURES="${architectures}")
+  target_link_libraries(reidfast_cuda PRIVATE kernels_cuda CUDA::cudart_static)
 endif()
 
 # cuda_check: every .cu for sm_80, sm_90 and sm_100, without a GPU and without CUDA enabled above; spilled registers are an error.

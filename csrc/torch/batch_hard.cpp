@@ -2,10 +2,6 @@
 // Copyright (c) 2026 the reidfast authors
 #include "csrc/cpu/batch_hard.h"
 
-#include <ATen/ops/empty.h>
-#include <ATen/ops/full.h>
-#include <ATen/ops/mm.h>
-
 #include "csrc/torch/op.h"
 #if defined(REID_WITH_CUDA)
 #include "csrc/cuda/batch_hard.h"
@@ -24,12 +20,14 @@ constexpr int64_t kTileEntries = 256 * 1024;
 constexpr int64_t kMinTileRows = 64;
 
 void check_inputs(const Tensor& x, const Tensor& labels) {
-  TORCH_CHECK(x.dim() == 2, "batch_hard: expected x (B, D), got ", x.sizes());
-  TORCH_CHECK(labels.dim() == 1 && labels.size(0) == x.size(0) && labels.scalar_type() == at::kLong,
-              "batch_hard: expected int64 labels (B,) with B=", x.size(0), ", got ", labels.scalar_type(), " ",
-              labels.sizes());
+  check_device("batch_hard", "labels", labels, "x", x);
+  REID_CHECK(is_float(x.scalar_type()) && x.dim() == 2, "batch_hard: expected x (B, D), got ", x.sizes());
+  REID_CHECK(labels.dim() == 1 && labels.size(0) == x.size(0) && labels.scalar_type() == kLong,
+             "batch_hard: expected int64 labels (B,) with B=", x.size(0), ", got ", labels.scalar_type(), " ",
+             labels.sizes());
 }
 
+#if !defined(REID_WITH_CUDA)
 // x in the dtype of the arithmetic, its D values adjacent.
 Tensor wide_rows(const Tensor& x) {
   const Tensor wide = x.to(acc_dtype(x.scalar_type()));
@@ -46,33 +44,33 @@ void run_rows(const Tensor& x, const Tensor& labels, cpu::HardPairs<A> out) {
     REID_CPU_CALL(batch_hard_rows<A>, data, ldx, dim, rows, ids, nullptr, nullptr, 0, rows, out);
     return;
   }
-  const Tensor norms = at::empty({rows}, x.options());
+  const Tensor norms = empty({rows}, x.options());
   A* sq_norms = norms.mutable_data_ptr<A>();
-  at::parallel_for(0, rows, grain(dim * static_cast<int64_t>(sizeof(A))), [&](int64_t begin, int64_t end) {
+  parallel_for(0, rows, grain(dim * static_cast<int64_t>(sizeof(A))), [&](int64_t begin, int64_t end) {
     REID_CPU_CALL(batch_hard_norms<A>, data, ldx, dim, begin, end, sq_norms);
   });
   const int64_t tile = std::min(rows, std::max(kMinTileRows, kTileEntries / rows));
-  Tensor products = at::empty({tile, rows}, x.options());
+  Tensor products = empty({tile, rows}, x.options());
   const Tensor transposed = x.t();
   for (int64_t first = 0; first < rows; first += tile) {
     const int64_t last = std::min(rows, first + tile);
     Tensor part = products.narrow(0, 0, last - first);
-    at::mm_out(part, x.narrow(0, first, last - first), transposed);
+    mm_out(part, x.narrow(0, first, last - first), transposed);
     A* product = part.mutable_data_ptr<A>();
-    at::parallel_for(first, last, grain(row_cost), [&](int64_t begin, int64_t end) {
+    parallel_for(first, last, grain(row_cost), [&](int64_t begin, int64_t end) {
       REID_CPU_CALL(batch_hard_rows<A>, data, ldx, dim, rows, ids, product + (begin - first) * rows, sq_norms, begin,
                     end, out);
     });
   }
 }
 
-Pairs batch_hard_cpu(const Tensor& x, const Tensor& labels) {
+Pairs batch_hard(const Tensor& x, const Tensor& labels) {
   check_inputs(x, labels);
   const Tensor wide = wide_rows(x), ids = labels.contiguous();
   const auto distances = wide.options();
-  const Tensor d_ap = at::empty({x.size(0)}, distances), d_an = at::empty({x.size(0)}, distances);
-  const Tensor i_ap = at::empty({x.size(0)}, ids.options()), i_an = at::empty({x.size(0)}, ids.options());
-  AT_DISPATCH_FLOATING_TYPES(wide.scalar_type(), "batch_hard", [&] {
+  const Tensor d_ap = empty({x.size(0)}, distances), d_an = empty({x.size(0)}, distances);
+  const Tensor i_ap = empty({x.size(0)}, ids.options()), i_an = empty({x.size(0)}, ids.options());
+  REID_DISPATCH_WIDE(wide.scalar_type(), "batch_hard", [&] {
     run_rows<scalar_t>(wide, ids,
                        {d_ap.mutable_data_ptr<scalar_t>(), d_an.mutable_data_ptr<scalar_t>(),
                         i_ap.mutable_data_ptr<int64_t>(), i_an.mutable_data_ptr<int64_t>()});
@@ -85,35 +83,34 @@ void link(const int64_t* index, int64_t rows, int64_t* heads, int64_t* next) {
   std::fill(heads, heads + rows, int64_t{-1});
   for (int64_t i = rows - 1; i >= 0; --i) {
     const int64_t chosen = index[i];
-    TORCH_CHECK_INDEX(chosen >= -1 && chosen < rows, "batch_hard: expected indices below B=", rows, ", got ", chosen);
+    REID_CHECK_INDEX(chosen >= -1 && chosen < rows, "batch_hard: expected indices below B=", rows, ", got ", chosen);
     if (chosen < 0) continue;
     next[i] = heads[chosen];
     heads[chosen] = i;
   }
 }
 
-Tensor batch_hard_backward_cpu(const std::optional<Tensor>& grad_ap, const std::optional<Tensor>& grad_an,
-                               const Tensor& x, const Tensor& d_ap, const Tensor& d_an, const Tensor& i_ap,
-                               const Tensor& i_an) {
+Tensor batch_hard_backward(const std::optional<Tensor>& grad_ap, const std::optional<Tensor>& grad_an, const Tensor& x,
+                           const Tensor& d_ap, const Tensor& d_an, const Tensor& i_ap, const Tensor& i_an) {
   const Tensor wide = wide_rows(x);
   const int64_t rows = x.size(0), dim = x.size(1);
   for (const Tensor* t : {&d_ap, &d_an, &i_ap, &i_an})
-    TORCH_CHECK(t->is_contiguous() && t->numel() == rows, "batch_hard_backward: expected (B,) with B=", rows, ", got ",
-                t->sizes());
+    REID_CHECK(t->is_contiguous() && t->numel() == rows, "batch_hard_backward: expected (B,) with B=", rows, ", got ",
+               t->sizes());
   const Tensor g_ap = grad_ap ? grad_ap->contiguous() : Tensor(), g_an = grad_an ? grad_an->contiguous() : Tensor();
   const Tensor grad_x = empty_output({rows, dim}, wide.options());
-  const Tensor lists = at::empty({4, rows}, i_ap.options());
+  const Tensor lists = empty({4, rows}, i_ap.options());
   int64_t* list = lists.mutable_data_ptr<int64_t>();
   link(i_ap.const_data_ptr<int64_t>(), rows, list, list + rows);
   link(i_an.const_data_ptr<int64_t>(), rows, list + 2 * rows, list + 3 * rows);
-  AT_DISPATCH_FLOATING_TYPES(wide.scalar_type(), "batch_hard_backward", [&] {
+  REID_DISPATCH_WIDE(wide.scalar_type(), "batch_hard_backward", [&] {
     const cpu::ChosenPairs<scalar_t> positives{g_ap.defined() ? g_ap.const_data_ptr<scalar_t>() : nullptr,
                                                d_ap.const_data_ptr<scalar_t>(), i_ap.const_data_ptr<int64_t>(), list,
                                                list + rows};
     const cpu::ChosenPairs<scalar_t> negatives{g_an.defined() ? g_an.const_data_ptr<scalar_t>() : nullptr,
                                                d_an.const_data_ptr<scalar_t>(), i_an.const_data_ptr<int64_t>(),
                                                list + 2 * rows, list + 3 * rows};
-    at::parallel_for(0, rows, grain(4 * dim * static_cast<int64_t>(sizeof(scalar_t))), [&](int64_t begin, int64_t end) {
+    parallel_for(0, rows, grain(4 * dim * static_cast<int64_t>(sizeof(scalar_t))), [&](int64_t begin, int64_t end) {
       REID_CPU_CALL(batch_hard_backward_rows<scalar_t>, wide.const_data_ptr<scalar_t>(), wide.stride(0), dim, positives,
                     negatives, begin, end, grad_x.mutable_data_ptr<scalar_t>());
     });
@@ -121,38 +118,37 @@ Tensor batch_hard_backward_cpu(const std::optional<Tensor>& grad_ap, const std::
   return grad_x.to(x.scalar_type());
 }
 
-#if defined(REID_WITH_CUDA)
-Pairs batch_hard_cuda(const Tensor& x, const Tensor& labels) {
+#else
+Pairs batch_hard(const Tensor& x, const Tensor& labels) {
   check_inputs(x, labels);
   const CudaScope scope(x);
   const Tensor rows = x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous(), ids = labels.contiguous();
   const int64_t count = x.size(0);
   const auto distances = x.options().dtype(acc_dtype(x.scalar_type()));
-  const Tensor d_ap = at::empty({count}, distances), d_an = at::empty({count}, distances);
-  const Tensor i_ap = at::empty({count}, ids.options()), i_an = at::empty({count}, ids.options());
+  const Tensor d_ap = empty({count}, distances), d_an = empty({count}, distances);
+  const Tensor i_ap = empty({count}, ids.options()), i_an = empty({count}, ids.options());
   const int splits = cuda::batch_hard_splits(count);
-  const Tensor partial_sq = at::empty({splits, 2, count}, distances);
-  const Tensor partial_index = at::empty({splits, 2, count}, ids.options());
+  const Tensor partial_sq = empty({splits, 2, count}, distances);
+  const Tensor partial_index = empty({splits, 2, count}, ids.options());
   REID_DISPATCH_FLOATS(x.scalar_type(), "batch_hard", [&] {
-    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+    using acc = acc_t<scalar_t>;
     cuda::batch_hard(cuda_const<scalar_t>(rows), rows.stride(0), count, x.size(1), cuda_const<int64_t>(ids), splits,
-                     cuda_mutable<acc_t>(partial_sq), cuda_mutable<int64_t>(partial_index), cuda_mutable<acc_t>(d_ap),
-                     cuda_mutable<acc_t>(d_an), cuda_mutable<int64_t>(i_ap), cuda_mutable<int64_t>(i_an), scope.stream);
+                     cuda_mutable<acc>(partial_sq), cuda_mutable<int64_t>(partial_index), cuda_mutable<acc>(d_ap),
+                     cuda_mutable<acc>(d_an), cuda_mutable<int64_t>(i_ap), cuda_mutable<int64_t>(i_an), scope.stream);
   });
   return {d_ap, d_an, i_ap, i_an};
 }
 
-Tensor batch_hard_backward_cuda(const std::optional<Tensor>& grad_ap, const std::optional<Tensor>& grad_an,
-                                const Tensor& x, const Tensor& d_ap, const Tensor& d_an, const Tensor& i_ap,
-                                const Tensor& i_an) {
+Tensor batch_hard_backward(const std::optional<Tensor>& grad_ap, const std::optional<Tensor>& grad_an, const Tensor& x,
+                           const Tensor& d_ap, const Tensor& d_an, const Tensor& i_ap, const Tensor& i_an) {
   const CudaScope scope(x);
   const Tensor rows = x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous();
   const Tensor g_ap = grad_ap ? grad_ap->contiguous() : Tensor(), g_an = grad_an ? grad_an->contiguous() : Tensor();
-  const Tensor grad_x = at::empty(x.sizes(), x.options());
+  const Tensor grad_x = empty(x.sizes(), x.options());
   REID_DISPATCH_FLOATS(x.scalar_type(), "batch_hard_backward", [&] {
-    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-    cuda::batch_hard_backward(cuda_const<scalar_t>(rows), rows.stride(0), x.size(0), x.size(1), cuda_const<acc_t>(g_ap),
-                              cuda_const<acc_t>(g_an), cuda_const<acc_t>(d_ap), cuda_const<acc_t>(d_an),
+    using acc = acc_t<scalar_t>;
+    cuda::batch_hard_backward(cuda_const<scalar_t>(rows), rows.stride(0), x.size(0), x.size(1), cuda_const<acc>(g_ap),
+                              cuda_const<acc>(g_an), cuda_const<acc>(d_ap), cuda_const<acc>(d_an),
                               cuda_const<int64_t>(i_ap), cuda_const<int64_t>(i_an), cuda_mutable<scalar_t>(grad_x),
                               scope.stream);
   });
@@ -160,67 +156,17 @@ Tensor batch_hard_backward_cuda(const std::optional<Tensor>& grad_ap, const std:
 }
 #endif
 
-// ---- autograd
-// --------------------------------------------------------------------------------------------------------
-
-Pairs batch_hard_dispatch(const Tensor& x, const Tensor& labels) {
-  static const auto op = find_op<decltype(batch_hard_dispatch)>("reidfast::batch_hard");
-  return op.call(x, labels);
-}
-
-Tensor batch_hard_backward_dispatch(const std::optional<Tensor>& grad_ap, const std::optional<Tensor>& grad_an,
-                                    const Tensor& x, const Tensor& d_ap, const Tensor& d_an, const Tensor& i_ap,
-                                    const Tensor& i_an) {
-  static const auto op = find_op<decltype(batch_hard_backward_dispatch)>("reidfast::batch_hard_backward");
-  return op.call(grad_ap, grad_an, x, d_ap, d_an, i_ap, i_an);
-}
-
-struct BatchHard : torch::autograd::Function<BatchHard> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& x, const Tensor& labels) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [d_ap, d_an, i_ap, i_an] = batch_hard_dispatch(x, labels);
-    ctx->save_for_backward({x, d_ap, d_an, i_ap, i_an});
-    ctx->mark_non_differentiable({i_ap, i_an});
-    ctx->set_materialize_grads(false);
-    return {d_ap, d_an, i_ap, i_an};
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    if (!grads[0].defined() && !grads[1].defined()) return {Variable(), Variable()};
-    const auto saved = ctx->get_saved_variables();
-    const auto given = [](const Tensor& t) { return t.defined() ? std::optional(t) : std::nullopt; };
-    return {batch_hard_backward_dispatch(given(grads[0]), given(grads[1]), saved[0], saved[1], saved[2], saved[3],
-                                         saved[4]),
-            Variable()};
-  }
-};
-
-Pairs batch_hard_autograd(const Tensor& x, const Tensor& labels) {
-  const variable_list out = BatchHard::apply(x, labels);
-  return {out[0], out[1], out[2], out[3]};
-}
-
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(reidfast, m) {
+REID_SCHEMAS(reidfast, m) {
   m.def("batch_hard(Tensor x, Tensor labels) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "batch_hard_backward(Tensor? grad_ap, Tensor? grad_an, Tensor x, Tensor d_ap, Tensor d_an, Tensor i_ap, "
       "Tensor i_an) -> Tensor");
 }
-TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
-  m.impl("batch_hard", batch_hard_cpu);
-  m.impl("batch_hard_backward", batch_hard_backward_cpu);
-}
-#if defined(REID_WITH_CUDA)
-TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
-  m.impl("batch_hard", batch_hard_cuda);
-  m.impl("batch_hard_backward", batch_hard_backward_cuda);
-}
-#endif
-TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
-  m.impl("batch_hard", batch_hard_autograd);
-  m.impl("batch_hard_backward", torch::CppFunction::makeFromBoxedFunction<&no_double_backward>());
+REID_KERNELS(reidfast, m) {
+  m.impl("batch_hard", TORCH_BOX(&batch_hard));
+  m.impl("batch_hard_backward", TORCH_BOX(&batch_hard_backward));
 }
 
 }  // namespace reidfast

@@ -4,18 +4,15 @@
 // What a binding needs to call a CUDA launcher. Names neither the CUDA runtime nor torch's CUDA library, so it compiles
 // and links beside a CPU build of torch. Include and use it under #if defined(REID_WITH_CUDA):
 //
-//   Tensor op_cuda(const Tensor& x) {
+//   Tensor op(const Tensor& x) {
 //     const CudaScope scope(x);                                    // device of x, its current stream
-//     Tensor out = at::empty_like(x);
+//     Tensor out = empty_like(x);
 //     REID_DISPATCH_FLOATS(x.scalar_type(), "op", [&] {
 //       cuda::op(cuda_const<scalar_t>(x), x.numel(), cuda_mutable<scalar_t>(out), scope.stream);
 //     });
 //     return out;
 //   }
 #pragma once
-
-#include <c10/core/DeviceGuard.h>
-#include <c10/core/impl/VirtualGuardImpl.h>
 
 #include "csrc/cuda/runtime.h"
 #include "csrc/cuda/types.h"
@@ -28,11 +25,11 @@ struct CudaType {
   using type = T;
 };
 template <>
-struct CudaType<at::Half> {
+struct CudaType<c10::Half> {
   using type = __half;
 };
 template <>
-struct CudaType<at::BFloat16> {
+struct CudaType<c10::BFloat16> {
   using type = __nv_bfloat16;
 };
 // The kernels' name of a C++ type of torch.
@@ -48,27 +45,28 @@ cuda_t<T>* cuda_mutable(const Tensor& t) {
   return t.defined() ? reinterpret_cast<cuda_t<T>*>(t.mutable_data_ptr<T>()) : nullptr;
 }
 
-// Makes the tensor's device the current one for as long as it lives, and holds that device's current stream.
+#if defined(REID_CUDA_EMU)
+struct CudaScope {
+  explicit CudaScope(const Tensor&) {}
+  cudaStream_t stream = nullptr;
+};
+#else
+// torch's current stream of a CUDA device, through whichever C function this torch has (csrc/torch/cuda.cpp).
+cudaStream_t current_cuda_stream(int32_t device_index);
+
+// Makes the tensor's device the current one for as long as it lives, and holds that device's current stream. Throws
+// where this build has no code for the device.
 struct CudaScope {
   explicit CudaScope(const Tensor& t)
-#if defined(REID_CUDA_EMU)
-  {
-  }
-  cudaStream_t stream = nullptr;
-#else
-      : guard(t.device()), stream(current_stream(t.device())) {
-    cuda::set_device(t.device().index());
+      : guard(static_cast<torch::stable::accelerator::DeviceIndex>(t.device().index)),
+        stream(current_cuda_stream(t.device().index)) {
+    cuda::set_device(t.device().index);
+    cuda::check_architecture(t.device().index);
   }
 
-  c10::DeviceGuard guard;
+  torch::stable::accelerator::DeviceGuard guard;
   cudaStream_t stream;
-
- private:
-  static cudaStream_t current_stream(c10::Device device) {
-    const c10::Stream stream = c10::impl::VirtualGuardImpl(device.type()).getStream(device);
-    return static_cast<cudaStream_t>(stream.native_handle());
-  }
-#endif
 };
+#endif
 
 }  // namespace reidfast

@@ -35,9 +35,9 @@ inline Tensor walkable(const Tensor& x) {
 }
 
 // A fresh tensor [B, C, ...] in the layout asked for; no format tag, so that it serves any number of dimensions.
-inline Tensor empty_map(c10::IntArrayRef sizes, bool channels_last, const c10::TensorOptions& options) {
+inline Tensor empty_map(IntList sizes, bool channels_last, const Options& options) {
   if (!channels_last) return empty_output(sizes, options);
-  c10::DimVector stored(sizes);  // channels moved to the end
+  Shape stored = sizes.vec();  // channels moved to the end
   stored.erase(stored.begin() + 1);
   stored.push_back(sizes[1]);
   return empty_output(stored, options).movedim(-1, 1);
@@ -45,7 +45,7 @@ inline Tensor empty_map(c10::IntArrayRef sizes, bool channels_last, const c10::T
 
 template <typename T>
 cpu::FeatureMap<T> feature_map(const Tensor& x, bool channels_last) {
-  const int64_t cells = c10::multiply_integers(x.sizes().slice(2));
+  const int64_t cells = x.sizes().slice(2).product();
   T* data;
   if constexpr (std::is_const_v<T>)
     data = x.const_data_ptr<std::remove_const_t<T>>();
@@ -70,11 +70,10 @@ void weighted_map_forward(const Tensor& x, const A* weights, int64_t maps, T* ou
   const bool last = is_channels_last(x);
   const auto map = feature_map<const T>(x, last);
   const auto blocks = channel_blocks(x.size(0), map.channels, 64);
-  at::parallel_for(
-      0, x.size(0) * blocks.per_map, grain(blocks.size * map.cells * sizeof(T)), [&](int64_t begin, int64_t end) {
-        using Kernel = T;
-        REID_CPU_CALL(weighted_map_fwd<Kernel>, map, weights, maps, padded(map.cells), blocks, begin, end, out);
-      });
+  parallel_for(0, x.size(0) * blocks.per_map, grain(blocks.size * map.cells * sizeof(T)),
+               [&](int64_t begin, int64_t end) {
+                 REID_CPU_CALL(weighted_map_fwd<T>, map, weights, maps, padded(map.cells), blocks, begin, end, out);
+               });
 }
 
 // Gradients of the same: grad_map (may be undefined) and, per block of channels, that of the weights (may be null).
@@ -85,13 +84,12 @@ void weighted_map_backward(const Tensor& x, const A* weights, const T* grad, int
   const auto map = feature_map<const T>(x, last);
   const auto grad_map = grad_x.defined() ? feature_map<T>(grad_x, last) : cpu::FeatureMap<T>{};
   const int64_t width = padded(map.cells);
-  at::parallel_for(0, x.size(0) * blocks.per_map, grain(blocks.size * map.cells * sizeof(T)),
-                   [&](int64_t begin, int64_t end) {
-                     using Kernel = T;
-                     const auto scratch = std::make_unique_for_overwrite<A[]>(maps * blocks.size);
-                     REID_CPU_CALL(weighted_map_bwd<Kernel>, map, weights, grad, maps, width, blocks, begin, end,
-                                   grad_map, grad_weights, scratch.get());
-                   });
+  parallel_for(0, x.size(0) * blocks.per_map, grain(blocks.size * map.cells * sizeof(T)),
+               [&](int64_t begin, int64_t end) {
+                 const auto scratch = std::make_unique_for_overwrite<A[]>(maps * blocks.size);
+                 REID_CPU_CALL(weighted_map_bwd<T>, map, weights, grad, maps, width, blocks, begin, end, grad_map,
+                               grad_weights, scratch.get());
+               });
 }
 
 }  // namespace reidfast

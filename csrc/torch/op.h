@@ -23,6 +23,10 @@
 #include <torch/headeronly/util/BFloat16.h>
 #include <torch/headeronly/util/Half.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include <algorithm>
 #include <array>
 #include <atomic>
@@ -288,10 +292,31 @@ Tensor from_blob(T* data, int64_t rows, int64_t cols) {
 
 // Above a few MiB the time to fault in fresh 4 KiB pages rivals a kernel's own (0.1 to 0.35 ms per MB), so huge pages
 // are asked for; where there are none to give, nothing changes.
-void advise_huge_pages(void* data, int64_t bytes);
+inline void advise_huge_pages([[maybe_unused]] void* data, [[maybe_unused]] int64_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  constexpr uintptr_t kHuge = uintptr_t{2} << 20;
+  const auto begin = reinterpret_cast<uintptr_t>(data), end = begin + static_cast<uintptr_t>(bytes);
+  const uintptr_t first = (begin + kHuge - 1) / kHuge * kHuge, last = end / kHuge * kHuge;
+  if (last >= first + kHuge) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
 
 // `empty` for outputs that are written whole, on huge pages.
-Tensor empty_output(IntList sizes, const Options& options);
+inline Tensor empty_output(IntList sizes, const Options& options) {
+  Tensor out = empty(sizes, options);
+  const int64_t bytes = out.numel() * static_cast<int64_t>(out.element_size());
+  if (bytes >= int64_t{4} << 20 && out.is_cpu()) advise_huge_pages(out.mutable_data_ptr(), bytes);
+  return out;
+}
+
+inline Tensor sum_of(const Tensor& x, int64_t dim) {
+  return torch::stable::sum(x, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1));
+}
+// out = a b
+inline void mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
+  const Tensor::Base o = out, x = a, y = b;
+  call_torch<Tensor>("aten::mm", "out", x, y, o);
+}
 
 // A `str` argument. torch's own conversion to std::string loses 48 bytes or more a call in the headers before 2.14.
 struct Text {

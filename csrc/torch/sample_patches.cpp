@@ -12,19 +12,6 @@
 namespace reidfast {
 namespace {
 
-template <typename A>
-using Table = std::unique_ptr<PatchSample<A>[]>;
-
-template <typename A>
-Table<A> sample_table(const Tensor& theta, const cpu::PatchGrid& grid) {
-  const int64_t patches = theta.size(0) * theta.size(1);
-  auto table = std::make_unique_for_overwrite<PatchSample<A>[]>(patches * grid.samples());
-  at::parallel_for(0, patches, grain(64 * grid.samples()), [&](int64_t begin, int64_t end) {
-    REID_CPU_CALL(sample_patches_table<A>, theta.const_data_ptr<A>(), grid, begin, end, table.get());
-  });
-  return table;
-}
-
 // Patches [B, M, C, h, w] as a map of B * M images in the features' layout.
 template <typename T>
 cpu::FeatureMap<T> patch_map(const Tensor& patches, bool channels_last) {
@@ -38,13 +25,26 @@ cpu::FeatureMap<T> patch_map(const Tensor& patches, bool channels_last) {
   return {data, cells * channels, cells, 1, channels, cells, false};
 }
 
+#if !defined(REID_WITH_CUDA)
+template <typename A>
+using Table = std::unique_ptr<PatchSample<A>[]>;
+
+template <typename A>
+Table<A> sample_table(const Tensor& theta, const cpu::PatchGrid& grid) {
+  const int64_t patches = theta.size(0) * theta.size(1);
+  auto table = std::make_unique_for_overwrite<PatchSample<A>[]>(patches * grid.samples());
+  parallel_for(0, patches, grain(64 * grid.samples()), [&](int64_t begin, int64_t end) {
+    REID_CPU_CALL(sample_patches_table<A>, theta.const_data_ptr<A>(), grid, begin, end, table.get());
+  });
+  return table;
+}
+
 // Tiles are at least a vector of channels wide (16 floats); channels last are read some more at a time.
 cpu::ChannelBlocks sample_blocks(const Tensor& x, bool channels_last) {
   return channel_blocks(x.size(0), x.size(1), channels_last ? 64 : 16);
 }
 
-Tensor sample_patches_cpu(const Tensor& features, const Tensor& theta, int64_t height, int64_t width,
-                          bool align_corners) {
+Tensor sample_patches(const Tensor& features, const Tensor& theta, int64_t height, int64_t width, bool align_corners) {
   const auto grid = patch_grid("sample_patches", features, theta, height, width, align_corners);
   const Tensor x = walkable(features);
   const Tensor t = theta.to(acc_dtype(features.scalar_type())).contiguous();
@@ -57,202 +57,148 @@ Tensor sample_patches_cpu(const Tensor& features, const Tensor& theta, int64_t h
     out = empty_output({batch, patches, x.size(1), height, width}, x.options());
   if (out.numel() == 0) return out;
   REID_DISPATCH_FLOATS(x.scalar_type(), "sample_patches", [&] {
-    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-    const auto table = sample_table<acc_t>(t, grid);
+    using acc = acc_t<scalar_t>;
+    const auto table = sample_table<acc>(t, grid);
     const auto blocks = sample_blocks(x, last);
     const auto map = feature_map<const scalar_t>(x, last);
     const auto patch = patch_map<scalar_t>(out, last);
-    at::parallel_for(0, batch * blocks.per_map,
-                     grain(blocks.size * (map.cells + patches * patch.cells) * sizeof(scalar_t)),
-                     [&](int64_t begin, int64_t end) {
-                       using Kernel = scalar_t;
-                       const auto scratch = std::make_unique_for_overwrite<acc_t[]>(
-                           cpu::sample_patches_scratch(map.cells, patch.cells, blocks, last));
-                       REID_CPU_CALL(sample_patches_fwd<Kernel>, map, table.get(), patches, blocks, begin, end, patch,
-                                     scratch.get());
-                     });
+    parallel_for(0, batch * blocks.per_map, grain(blocks.size * (map.cells + patches * patch.cells) * sizeof(scalar_t)),
+                 [&](int64_t begin, int64_t end) {
+                   const auto scratch = std::make_unique_for_overwrite<acc[]>(
+                       cpu::sample_patches_scratch(map.cells, patch.cells, blocks, last));
+                   REID_CPU_CALL(sample_patches_fwd<scalar_t>, map, table.get(), patches, blocks, begin, end, patch,
+                                 scratch.get());
+                 });
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor> sample_patches_backward_cpu(const Tensor& grad, const Tensor& features, const Tensor& theta,
-                                                       int64_t height, int64_t width, bool align_corners,
-                                                       std::array<bool, 2> needs) {
+std::tuple<Tensor, Tensor> sample_patches_backward(const Tensor& grad, const Tensor& features, const Tensor& theta,
+                                                   int64_t height, int64_t width, bool align_corners,
+                                                   bool needs_features, bool needs_theta) {
   const auto grid = patch_grid("sample_patches", features, theta, height, width, align_corners);
   const Tensor x = walkable(features);
   const Tensor t = theta.to(acc_dtype(features.scalar_type())).contiguous();
   const bool last = is_channels_last(x);
   const int64_t batch = x.size(0), patches = t.size(1);
-  TORCH_CHECK(grad.sizes() == c10::IntArrayRef({batch, patches, x.size(1), height, width}) &&
-                  grad.scalar_type() == x.scalar_type(),
-              "sample_patches_backward: expected grad (B, M, C, h, w) in features' dtype, got ", grad.sizes());
+  REID_CHECK(
+      grad.sizes() == IntList({batch, patches, x.size(1), height, width}) && grad.scalar_type() == x.scalar_type(),
+      "sample_patches_backward: expected grad (B, M, C, h, w) in features' dtype, got ", grad.sizes());
   const Tensor g = last ? grad.movedim(2, -1).contiguous().movedim(-1, 2) : grad.contiguous();
   Tensor grad_x, grad_theta;
-  if (needs[0]) grad_x = empty_map(x.sizes(), last, x.options());
-  if (needs[1]) grad_theta = at::empty(t.sizes(), t.options());
+  if (needs_features) grad_x = empty_map(x.sizes(), last, x.options());
+  if (needs_theta) grad_theta = empty(t.sizes(), t.options());
   if (g.numel() == 0) {
-    if (needs[0]) grad_x.zero_();
-    if (needs[1]) grad_theta.zero_();
+    if (needs_features) grad_x.zero_();
+    if (needs_theta) grad_theta.zero_();
   } else {
     REID_DISPATCH_FLOATS(x.scalar_type(), "sample_patches_backward", [&] {
-      using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-      const auto table = sample_table<acc_t>(t, grid);
+      using acc = acc_t<scalar_t>;
+      const auto table = sample_table<acc>(t, grid);
       const auto blocks = sample_blocks(x, last);
       const auto map = feature_map<const scalar_t>(x, last);
       const auto patch = patch_map<const scalar_t>(g, last);
-      const auto grad_map = needs[0] ? feature_map<scalar_t>(grad_x, last) : cpu::FeatureMap<scalar_t>{};
-      const auto base = std::make_unique_for_overwrite<acc_t[]>(width + height);
-      for (int64_t j = 0; j < width; ++j) base[j] = base_coordinate<acc_t>(j, width, align_corners);
-      for (int64_t i = 0; i < height; ++i) base[width + i] = base_coordinate<acc_t>(i, height, align_corners);
+      const auto grad_map = needs_features ? feature_map<scalar_t>(grad_x, last) : cpu::FeatureMap<scalar_t>{};
+      const auto base = std::make_unique_for_overwrite<acc[]>(width + height);
+      for (int64_t j = 0; j < width; ++j) base[j] = base_coordinate<acc>(j, width, align_corners);
+      for (int64_t i = 0; i < height; ++i) base[width + i] = base_coordinate<acc>(i, height, align_corners);
       std::unique_ptr<double[]> partial;
-      if (needs[1]) partial = std::make_unique_for_overwrite<double[]>(batch * blocks.per_map * patches * 6);
-      at::parallel_for(
+      if (needs_theta) partial = std::make_unique_for_overwrite<double[]>(batch * blocks.per_map * patches * 6);
+      parallel_for(
           0, batch * blocks.per_map, grain(blocks.size * (map.cells + patches * patch.cells) * sizeof(scalar_t)),
           [&](int64_t begin, int64_t end) {
-            using Kernel = scalar_t;
-            const auto scratch = std::make_unique_for_overwrite<acc_t[]>(
+            const auto scratch = std::make_unique_for_overwrite<acc[]>(
                 cpu::sample_patches_scratch(map.cells, patch.cells, blocks, last));
-            REID_CPU_CALL(sample_patches_bwd<Kernel>, map, table.get(), base.get(), base.get() + width, height, width,
+            REID_CPU_CALL(sample_patches_bwd<scalar_t>, map, table.get(), base.get(), base.get() + width, height, width,
                           patches, blocks, begin, end, patch, grad_map, partial.get(), scratch.get());
           });
-      if (!needs[1]) return;
-      const acc_t scale[2] = {position_scale<acc_t>(grid.map_width, align_corners),
-                              position_scale<acc_t>(grid.map_height, align_corners)};
-      acc_t* out = grad_theta.mutable_data_ptr<acc_t>();
+      if (!needs_theta) return;
+      const acc scale[2] = {position_scale<acc>(grid.map_width, align_corners),
+                            position_scale<acc>(grid.map_height, align_corners)};
+      acc* out = grad_theta.mutable_data_ptr<acc>();
       for (int64_t b = 0; b < batch; ++b) {
         for (int64_t k = 0; k < patches * 6; ++k) {
           double sum = 0;
           for (int64_t part = 0; part < blocks.per_map; ++part)
             sum += partial[(b * blocks.per_map + part) * patches * 6 + k];
-          out[b * patches * 6 + k] = static_cast<acc_t>(sum * scale[k % 6 / 3]);
+          out[b * patches * 6 + k] = static_cast<acc>(sum * scale[k % 6 / 3]);
         }
       }
     });
   }
-  if (needs[1]) grad_theta = grad_theta.to(theta.scalar_type());
+  if (needs_theta) grad_theta = grad_theta.to(theta.scalar_type());
   return {grad_x, grad_theta};
 }
 
-#if defined(REID_WITH_CUDA)
-Tensor sample_patches_cuda(const Tensor& features, const Tensor& theta, int64_t height, int64_t width,
-                           bool align_corners) {
+#else
+Tensor sample_patches(const Tensor& features, const Tensor& theta, int64_t height, int64_t width, bool align_corners) {
   const CudaScope scope(features);
   const auto grid = patch_grid("sample_patches", features, theta, height, width, align_corners);
   const Tensor x = walkable(features);
   const Tensor t = theta.to(acc_dtype(features.scalar_type())).contiguous();
   const bool last = is_channels_last(x);
   const int64_t batch = x.size(0), patches = t.size(1);
-  Tensor out = last ? at::empty({batch, patches, height, width, x.size(1)}, x.options()).movedim(-1, 2)
-                    : at::empty({batch, patches, x.size(1), height, width}, x.options());
+  Tensor out = last ? empty({batch, patches, height, width, x.size(1)}, x.options()).movedim(-1, 2)
+                    : empty({batch, patches, x.size(1), height, width}, x.options());
   if (out.numel() == 0) return out;
   REID_DISPATCH_FLOATS(x.scalar_type(), "sample_patches", [&] {
-    using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
-    cuda::sample_patches(cuda_maps(feature_map<const scalar_t>(x, last)), cuda_const<acc_t>(t), cuda_grid(grid), batch,
+    using acc = acc_t<scalar_t>;
+    cuda::sample_patches(cuda_maps(feature_map<const scalar_t>(x, last)), cuda_const<acc>(t), cuda_grid(grid), batch,
                          patches, cuda_maps(patch_map<scalar_t>(out, last)), scope.stream);
   });
   return out;
 }
 
-std::tuple<Tensor, Tensor> sample_patches_backward_cuda(const Tensor& grad, const Tensor& features, const Tensor& theta,
-                                                        int64_t height, int64_t width, bool align_corners,
-                                                        std::array<bool, 2> needs) {
+std::tuple<Tensor, Tensor> sample_patches_backward(const Tensor& grad, const Tensor& features, const Tensor& theta,
+                                                   int64_t height, int64_t width, bool align_corners,
+                                                   bool needs_features, bool needs_theta) {
   const CudaScope scope(features);
   const auto grid = patch_grid("sample_patches", features, theta, height, width, align_corners);
   const Tensor x = walkable(features);
   const Tensor t = theta.to(acc_dtype(features.scalar_type())).contiguous();
   const bool last = is_channels_last(x);
   const int64_t batch = x.size(0), patches = t.size(1), channels = x.size(1);
-  TORCH_CHECK(grad.sizes() == c10::IntArrayRef({batch, patches, channels, height, width}) &&
-                  grad.scalar_type() == x.scalar_type(),
-              "sample_patches_backward: expected grad (B, M, C, h, w) in features' dtype, got ", grad.sizes());
+  REID_CHECK(
+      grad.sizes() == IntList({batch, patches, channels, height, width}) && grad.scalar_type() == x.scalar_type(),
+      "sample_patches_backward: expected grad (B, M, C, h, w) in features' dtype, got ", grad.sizes());
   const Tensor g = last ? grad.movedim(2, -1).contiguous().movedim(-1, 2) : grad.contiguous();
   Tensor grad_x, grad_theta;
-  if (needs[0]) grad_x = empty_map(x.sizes(), last, x.options());
-  if (needs[1]) grad_theta = at::empty(t.sizes(), t.options());
+  if (needs_features) grad_x = empty_map(x.sizes(), last, x.options());
+  if (needs_theta) grad_theta = empty(t.sizes(), t.options());
   if (g.numel() == 0) {
-    if (needs[0]) grad_x.zero_();
-    if (needs[1]) grad_theta.zero_();
+    if (needs_features) grad_x.zero_();
+    if (needs_theta) grad_theta.zero_();
   } else {
     REID_DISPATCH_FLOATS(x.scalar_type(), "sample_patches_backward", [&] {
-      using acc_t = std::conditional_t<std::is_same_v<scalar_t, double>, double, float>;
+      using acc = acc_t<scalar_t>;
       const int64_t blocks = (channels + cuda::kSampleChannels - 1) / cuda::kSampleChannels;
       Tensor partial, sums;
-      if (needs[1]) partial = at::empty({batch * patches * blocks * 6}, t.options());
-      if (needs[0] && !cuda::sample_patches_fits<acc_t>(grid.cells()))
-        sums = at::zeros({batch, channels, grid.cells()}, t.options());
-      const auto grad_map = needs[0] ? feature_map<scalar_t>(grad_x, last) : cpu::FeatureMap<scalar_t>{};
-      cuda::sample_patches_backward(cuda_maps(feature_map<const scalar_t>(x, last)), cuda_const<acc_t>(t),
+      if (needs_theta) partial = empty({batch * patches * blocks * 6}, t.options());
+      if (needs_features && !cuda::sample_patches_fits<acc>(grid.cells()))
+        sums = zeros({batch, channels, grid.cells()}, t.options());
+      const auto grad_map = needs_features ? feature_map<scalar_t>(grad_x, last) : cpu::FeatureMap<scalar_t>{};
+      cuda::sample_patches_backward(cuda_maps(feature_map<const scalar_t>(x, last)), cuda_const<acc>(t),
                                     cuda_grid(grid), batch, patches, cuda_maps(patch_map<const scalar_t>(g, last)),
-                                    cuda_maps(grad_map), cuda_mutable<acc_t>(sums), cuda_mutable<acc_t>(partial),
-                                    cuda_mutable<acc_t>(grad_theta), scope.stream);
+                                    cuda_maps(grad_map), cuda_mutable<acc>(sums), cuda_mutable<acc>(partial),
+                                    cuda_mutable<acc>(grad_theta), scope.stream);
     });
   }
-  if (needs[1]) grad_theta = grad_theta.to(theta.scalar_type());
+  if (needs_theta) grad_theta = grad_theta.to(theta.scalar_type());
   return {grad_x, grad_theta};
 }
 #endif
 
-// ---- autograd ----
-
-Tensor sample_patches_dispatch(const Tensor& features, const Tensor& theta, c10::SymInt height, c10::SymInt width,
-                               bool align_corners) {
-  static const auto op = find_op<decltype(sample_patches_dispatch)>("reidfast::sample_patches");
-  return op.call(features, theta, height, width, align_corners);
-}
-
-std::tuple<Tensor, Tensor> sample_patches_backward_dispatch(const Tensor& grad, const Tensor& features,
-                                                            const Tensor& theta, c10::SymInt height, c10::SymInt width,
-                                                            bool align_corners, std::array<bool, 2> needs) {
-  static const auto op = find_op<decltype(sample_patches_backward_dispatch)>("reidfast::sample_patches_backward");
-  return op.call(grad, features, theta, height, width, align_corners, needs);
-}
-
-struct SamplePatches : torch::autograd::Function<SamplePatches> {
-  static Variable forward(AutogradContext* ctx, const Tensor& features, const Tensor& theta, c10::SymInt height,
-                          c10::SymInt width, bool align_corners) {
-    at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({features, theta});
-    ctx->saved_data["height"] = height;
-    ctx->saved_data["width"] = width;
-    ctx->saved_data["align_corners"] = align_corners;
-    return sample_patches_dispatch(features, theta, height, width, align_corners);
-  }
-
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const auto saved = ctx->get_saved_variables();
-    const auto [grad_features, grad_theta] = sample_patches_backward_dispatch(
-        grads[0], saved[0], saved[1], ctx->saved_data["height"].toSymInt(), ctx->saved_data["width"].toSymInt(),
-        ctx->saved_data["align_corners"].toBool(), {ctx->needs_input_grad(0), ctx->needs_input_grad(1)});
-    return {grad_features, grad_theta, Variable(), Variable(), Variable()};
-  }
-};
-
-Tensor sample_patches_autograd(const Tensor& features, const Tensor& theta, c10::SymInt height, c10::SymInt width,
-                               bool align_corners) {
-  return SamplePatches::apply(features, theta, height, width, align_corners);
-}
-
 }  // namespace
 
-TORCH_LIBRARY_FRAGMENT(reidfast, m) {
+REID_SCHEMAS(reidfast, m) {
   m.def("sample_patches(Tensor features, Tensor theta, SymInt height, SymInt width, bool align_corners) -> Tensor");
   m.def(
       "sample_patches_backward(Tensor grad, Tensor features, Tensor theta, SymInt height, SymInt width, "
-      "bool align_corners, bool[2] needs) -> (Tensor, Tensor)");
+      "bool align_corners, bool needs_features, bool needs_theta) -> (Tensor, Tensor)");
 }
-TORCH_LIBRARY_IMPL(reidfast, CPU, m) {
-  m.impl("sample_patches", sample_patches_cpu);
-  m.impl("sample_patches_backward", sample_patches_backward_cpu);
-}
-#if defined(REID_WITH_CUDA)
-TORCH_LIBRARY_IMPL(reidfast, CUDA, m) {
-  m.impl("sample_patches", sample_patches_cuda);
-  m.impl("sample_patches_backward", sample_patches_backward_cuda);
-}
-#endif
-TORCH_LIBRARY_IMPL(reidfast, Autograd, m) {
-  m.impl("sample_patches", sample_patches_autograd);
-  m.impl("sample_patches_backward", torch::CppFunction::makeFromBoxedFunction<&no_double_backward>());
+REID_KERNELS(reidfast, m) {
+  m.impl("sample_patches", TORCH_BOX(&sample_patches));
+  m.impl("sample_patches_backward", TORCH_BOX(&sample_patches_backward));
 }
 
 }  // namespace reidfast

@@ -1,135 +1,93 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Which implementation serves an op on a device, decided in one place.
+"""Which implementation serves an op on a device, and how to overrule it.
 
-Three backends: ``native`` (the compiled op, reached through torch's dispatcher), ``triton`` (a Triton kernel registered
-for the CUDA key of the same dispatcher op) and ``reference`` (plain PyTorch). A device is served by the first that can
-run, in that order for the CPU and by the op's own preference on CUDA. ``REIDFAST_BACKEND`` or ``use_backend`` override.
+Three backends: ``native`` (compiled: csrc/cpu, csrc/cuda), ``triton`` (a Triton kernel, the CUDA kernel of some ops)
+and ``reference`` (plain PyTorch). By default torch's dispatcher takes the kernel that is registered for the tensors'
+device, and the reference serves devices without one. ``REIDFAST_BACKEND`` or ``use_backend`` overrule that.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
-
-import torch
-
-from reidfast.ops import _extension
+from functools import cache
+from typing import Any, Protocol
 
 BACKENDS = ("native", "triton", "reference")
 DEVICES = ("cpu", "cuda")
 
-_OPS: dict[str, Dispatch] = {}
-_forced: str | None = None
 
+class Entry(Protocol):
+    """What ``backends()`` and ``use_backend`` ask of an op."""
 
-class Dispatch:
-    """The implementations of one op, and the one in force per device type.
-
-    Calling ``dispatch.on[device_type](*args)`` runs it; every implementation has the signature of the dispatcher op's
-    schema.
-    """
-
-    def __init__(
-        self,
-        name: str,
-        *,
-        reference: Callable[..., Any],
-        triton: Callable[..., Any] | None = None,
-        triton_reason: str = "this op has no Triton kernel",
-        native_cuda: bool = True,
-    ) -> None:
-        """Register op ``name``.
-
-        Args:
-            name: Stem of the op; the dispatcher op is ``reidfast::<name>``.
-            reference: Plain PyTorch with the schema's signature.
-            triton: Launcher with the schema's signature, for CUDA tensors; None where the op has none or Triton is
-                missing.
-            triton_reason: Why ``triton`` is None.
-            native_cuda: Whether csrc/cuda has a kernel for this op.
-        """
-        self.name = name
-        self.reference = reference
-        self.triton = triton
-        self.triton_reason = triton_reason
-        self.native_cuda = native_cuda
-        self.native: Callable[..., Any] | None = None
-        if _extension.extension is not None:
-            packet = getattr(torch.ops.reidfast, name, None)  # None: sources newer than the build
-            self.native = packet.default if packet is not None else None
-        self.on: dict[str, Callable[..., Any]] = {}
-        _OPS[name] = self
-        self.choose(_forced)
+    name: str
 
     def reasons(self, backend: str, device: str) -> str:
         """Why ``backend`` cannot serve ``device``; empty when it can."""
-        if backend == "reference":
-            return ""
-        if backend == "triton":
-            if device != "cuda":
-                return "Triton kernels need a CUDA device"
-            return "" if self.triton is not None else self.triton_reason
-        if self.native is None:
-            return _extension.native_reason or "reidfast._C is older than these sources: build it again (make setup)"
-        if device == "cuda":
-            if not self.native_cuda:
-                return "this op's GPU kernel is written in Triton"
-            if not _extension.has_cuda:
-                return f"built without CUDA: {_extension.cuda_reason}"
-        return ""
 
     def choose(self, forced: str | None) -> None:
-        """Put one implementation per device in force: ``forced``, or the first of BACKENDS that can run."""
-        for device in DEVICES:
-            order = (forced,) if forced else BACKENDS
-            served = next((b for b in order if not self.reasons(b, device)), None)
-            if served is None:
-                self.on[device] = self._refuse(str(forced), device)
-            else:
-                self.on[device] = getattr(self, served)
+        """Put an implementation in force."""
 
-    def serving(self, device: str) -> str:
-        """Name of the backend in force on ``device``, or 'none'."""
-        return next((b for b in BACKENDS if getattr(self, b) is self.on[device]), "none")
+    def kernel(self, backend: str) -> Callable[..., Any]:
+        """The implementation of a backend."""
 
-    def _refuse(self, backend: str, device: str) -> Callable[..., Any]:
-        message = f"{self.name}: backend '{backend}' cannot serve {device}: {self.reasons(backend, device)}"
 
-        def refuse(*args: Any, **kwargs: Any) -> Any:
-            raise RuntimeError(message)
+_ENTRIES: dict[str, Entry] = {}
+_forced: str | None = None
 
-        return refuse
+
+def add(entry: Entry) -> None:
+    """List an op in ``backends()`` and let ``use_backend`` reach it."""
+    _ENTRIES[entry.name] = entry
+    entry.choose(_forced)
+
+
+def forced() -> str | None:
+    """The backend that ``use_backend`` or REIDFAST_BACKEND demands, or None."""
+    return _forced
+
+
+@cache
+def triton_reason() -> str:
+    """Why Triton's kernels cannot run; empty when they can."""
+    return "" if importlib.util.find_spec("triton") else "Triton is not installed (pip install triton)"
+
+
+def _serving(entry: Entry, device: str) -> str:
+    order = (_forced,) if _forced else BACKENDS
+    return next((b for b in order if not entry.reasons(b, device)), "none")
 
 
 def backends() -> dict[str, dict[str, dict[str, str]]]:
     """Per op and device: the backend in force, and for each that cannot run the reason.
 
     Returns:
-        ``{op: {device: {"serves": backend, <other backend>: reason or "can run"}}}`` for devices "cpu" and "cuda".
+        ``{op: {device: {"serves": backend, <other backend>: reason or "can run"}}}`` for devices "cpu" and "cuda". All
+        other devices are served by the reference.
     """
     table: dict[str, dict[str, dict[str, str]]] = {}
-    for name, op in sorted(_OPS.items()):
+    for name, entry in sorted(_ENTRIES.items()):
         table[name] = {}
         for device in DEVICES:
-            row = {"serves": op.serving(device)}
-            row |= {b: op.reasons(b, device) or "can run" for b in BACKENDS if b != row["serves"]}
+            row = {"serves": _serving(entry, device)}
+            row |= {b: entry.reasons(b, device) or "can run" for b in BACKENDS if b != row["serves"]}
             table[name][device] = row
     return table
 
 
 def implementations(op: str, device: str = "cpu") -> dict[str, Callable[..., Any]]:
-    """Every implementation of ``op`` that can run on ``device``: name -> callable with the signature of the schema.
+    """Every implementation of ``op`` that can run on ``device``: name -> callable with the inputs of the schema.
 
     Raises:
         ValueError: ``op`` is not the name of an op.
     """
-    if op not in _OPS:
-        raise ValueError(f"implementations: expected one of {', '.join(sorted(_OPS))}, got {op!r}")
-    found = _OPS[op]
-    return {b: getattr(found, b) for b in reversed(BACKENDS) if not found.reasons(b, device)}
+    if op not in _ENTRIES:
+        raise ValueError(f"implementations: expected one of {', '.join(sorted(_ENTRIES))}, got {op!r}")
+    entry = _ENTRIES[op]
+    return {b: entry.kernel(b) for b in reversed(BACKENDS) if not entry.reasons(b, device)}
 
 
 def _check(name: str, origin: str) -> str:
@@ -141,8 +99,8 @@ def _check(name: str, origin: str) -> str:
 def _force(name: str | None) -> None:
     global _forced
     _forced = name
-    for op in _OPS.values():
-        op.choose(name)
+    for entry in _ENTRIES.values():
+        entry.choose(name)
 
 
 @contextmanager

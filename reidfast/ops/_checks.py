@@ -32,6 +32,23 @@ def check_float(op: str, name: str, x: Any) -> None:
         raise TypeError(f"{op}: expected {name} of dtype float32, float64, float16 or bfloat16, got {found(x)}")
 
 
+def promote(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """Floating-point tensors in their widest dtype; those that have it are returned as they are."""
+    wide = tensors[0].dtype
+    for x in tensors[1:]:
+        wide = torch.promote_types(wide, x.dtype)
+    return tuple(x.to(wide) for x in tensors)
+
+
+def beside(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """``y`` in x's dtype or float32, as kernels take small tensors beside a map; float64 makes both float64."""
+    if x.dtype == y.dtype:
+        return x, y
+    if torch.float64 in (x.dtype, y.dtype):
+        return x.double(), y.double()
+    return x, y.float()
+
+
 def check_int64(op: str, name: str, x: Any) -> None:
     """``x`` is an int64 tensor."""
     if not isinstance(x, Tensor):

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import warnings
 from typing import Any
@@ -14,35 +13,8 @@ import torch
 from torch import Tensor
 
 from reidfast.ops._checks import check_choice, check_float, check_int64, check_same_device, found
-from reidfast.ops._extension import extension, native_reason
 
 METRICS = ("sqeuclidean", "dot")
-MAX_TRITON_K = 128  # more are not kept in registers
-
-triton_reason = native_reason if extension is None else ""
-if not triton_reason and importlib.util.find_spec("triton") is None:
-    triton_reason = "Triton is not installed (pip install triton)"
-
-
-def has_kernel(x: Tensor, k: int | None) -> bool:
-    """Whether the Triton kernels take this call; plain PyTorch serves the others."""
-    return x.dtype != torch.float64 and (k is None or k <= MAX_TRITON_K)
-
-
-def _register(name: str) -> None:
-    def run(*args: Any) -> Any:
-        from reidfast.ops.triton import memory  # Triton is imported by the first call, not with the package
-
-        return getattr(memory, name)(*args)
-
-    torch.library.impl(f"reidfast::{name}", "CUDA")(run)
-
-
-if not triton_reason:
-    for _op in ("memory_match", "memory_loss"):
-        for _way in ("forward", "backward"):
-            if hasattr(torch.ops.reidfast, f"{_op}_{_way}"):  # not where the sources are newer than the build
-                _register(f"{_op}_{_way}")
 
 
 def as_bank(bank: Any) -> Any:
@@ -64,9 +36,12 @@ def check_pair(op: str, x: Any, bank: Any) -> None:
             f"{op}: expected x (M, B, d) and bank (M, N, d) with the same M and d, or (B, d) and (N, d), "
             f"got {tuple(a)} and {tuple(b)}"
         )
-    if x.dtype is not bank.dtype and torch.float64 in (x.dtype, bank.dtype):
-        raise TypeError(f"{op}: expected x and bank both float64 or neither, got {x.dtype} and {bank.dtype}")
     check_same_device(op, "bank", bank, "x", x)
+
+
+def both_wide(x: Tensor, bank: Tensor) -> tuple[Tensor, Tensor]:
+    """Both in float64 where one of them is; half types and float32 may be mixed."""
+    return (x.double(), bank.double()) if torch.float64 in (x.dtype, bank.dtype) else (x, bank)
 
 
 def check_rows(op: str, name: str, rows: Any, x: Tensor) -> None:

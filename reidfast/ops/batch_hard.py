@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
 from reidfast.ops._checks import check_float, check_same_device, found
-from reidfast.ops._extension import extension
+from reidfast.ops._op import Op
 from reidfast.ops.reference.batch_hard import batch_hard as _reference
 
 _INTEGERS = frozenset((torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8))
@@ -61,6 +60,10 @@ def batch_hard(x: Tensor, labels: Tensor) -> BatchHard:
         >>> hard.d_an, hard.i_an
         (tensor([3., 2., 2., 3.]), tensor([2, 2, 1, 1]))
     """
+    return BatchHard(*_OP(x, labels))
+
+
+def _check(x: Tensor, labels: Tensor) -> tuple[Any, ...]:
     check_float("batch_hard", "x", x)
     if not isinstance(labels, Tensor) or labels.dtype not in _INTEGERS:
         raise TypeError(f"batch_hard: expected labels to be an integer tensor, got {found(labels)}")
@@ -71,28 +74,30 @@ def batch_hard(x: Tensor, labels: Tensor) -> BatchHard:
             f"batch_hard: expected labels of shape (B,) with B={x.shape[0]} to match x, got {tuple(labels.shape)}"
         )
     check_same_device("batch_hard", "labels", labels, "x", x)
-    if labels.dtype != torch.int64:
-        labels = labels.long()
-    return BatchHard(*_OP.on[x.device.type](x, labels))
+    return x, labels.long()
 
 
-_OP = Dispatch("batch_hard", reference=_reference)
+def _fake(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    d_ap = x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
+    return d_ap, torch.empty_like(d_ap), labels.new_empty(labels.shape), labels.new_empty(labels.shape)
 
-if extension is not None:
 
-    @torch.library.register_fake("reidfast::batch_hard")
-    def _(x: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        d_ap = x.new_empty(x.shape[0], dtype=torch.promote_types(x.dtype, torch.float32))
-        return d_ap, torch.empty_like(d_ap), labels.new_empty(labels.shape), labels.new_empty(labels.shape)
+def _backward_fake(
+    grad_ap: Tensor | None, grad_an: Tensor | None, x: Tensor, d_ap: Tensor, d_an: Tensor, i_ap: Tensor, i_an: Tensor
+) -> Tensor:
+    return x.new_empty(x.shape)
 
-    @torch.library.register_fake("reidfast::batch_hard_backward")
-    def _(
-        grad_ap: Tensor | None,
-        grad_an: Tensor | None,
-        x: Tensor,
-        d_ap: Tensor,
-        d_an: Tensor,
-        i_ap: Tensor,
-        i_an: Tensor,
-    ) -> Tensor:
-        return x.new_empty(x.shape)
+
+_OP = Op(
+    "batch_hard",
+    reference=_reference,
+    check=_check,
+    fake=_fake,
+    backward_fake=_backward_fake,
+    tensors=2,
+    gradients=(0,),
+    masked=False,
+    save=lambda inputs, outputs: ((inputs[0], *outputs), ()),
+    outputs=4,
+    constant_outputs=(2, 3),
+)

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
-from reidfast.ops._checks import check_float, check_int64, check_same_device
-from reidfast.ops._extension import extension
+from reidfast.ops._checks import check_float, check_int64, check_same_device, found, promote
+from reidfast.ops._op import Op
 from reidfast.ops.reference.cyclic_negatives import cyclic_negatives as _reference
 
 
@@ -37,7 +38,7 @@ def cyclic_negatives(anchors: Tensor, centres: Tensor, own: Tensor, *, r: int, c
 
     Raises:
         ValueError: Shapes or devices do not fit, r or candidates below 1; on the CPU also own outside [0, B).
-        TypeError: Not floating point, dtypes differ, or own not int64.
+        TypeError: Not floating point, own not int64, or r or candidates not an integer.
 
     Notes:
         Ties go by index, in both rankings; the result equals the plain loop's on data full of ties. Distances are sums
@@ -50,35 +51,36 @@ def cyclic_negatives(anchors: Tensor, centres: Tensor, own: Tensor, *, r: int, c
         >>> cyclic_negatives(torch.tensor([[0.2]]), centres, torch.tensor([0]), r=2)
         tensor([2])
     """
-    check_float("cyclic_negatives", "anchors", anchors)
-    check_float("cyclic_negatives", "centres", centres)
-    check_int64("cyclic_negatives", "own", own)
-    if anchors.dtype != centres.dtype:
-        raise TypeError(
-            f"cyclic_negatives: expected centres of dtype {anchors.dtype} to match anchors, got {centres.dtype}"
-        )
-    if anchors.dim() != 2 or centres.dim() != 2 or anchors.shape[1] != centres.shape[1]:
-        raise ValueError(
-            f"cyclic_negatives: expected anchors (A, D) and centres (B, D) with one D, "
-            f"got {tuple(anchors.shape)} and {tuple(centres.shape)}"
-        )
-    if own.dim() != 1 or own.shape[0] != anchors.shape[0]:
-        raise ValueError(
-            f"cyclic_negatives: expected own of shape (A,) with A={anchors.shape[0]} to match anchors, "
-            f"got {tuple(own.shape)}"
-        )
-    check_same_device("cyclic_negatives", "centres", centres, "anchors", anchors)
-    check_same_device("cyclic_negatives", "own", own, "anchors", anchors)
-    if r < 1 or candidates < 1:
-        raise ValueError(f"cyclic_negatives: expected r >= 1 and candidates >= 1, got r={r}, candidates={candidates}")
-    out: Tensor = _OP.on[anchors.device.type](anchors, centres, own, r, candidates)
+    out: Tensor = _OP(anchors, centres, own, r, candidates)
     return out
 
 
-_OP = Dispatch("cyclic_negatives", reference=_reference)
+def _check(anchors: Tensor, centres: Tensor, own: Tensor, r: int, candidates: int) -> tuple[Any, ...]:
+    check_float("cyclic_negatives", "anchors", anchors)
+    check_float("cyclic_negatives", "centres", centres)
+    check_int64("cyclic_negatives", "own", own)
+    if anchors.dim() != 2 or centres.dim() != 2 or anchors.shape[1] != centres.shape[1]:
+        raise ValueError(
+            f"cyclic_negatives: expected anchors (A, D) and centres (B, D), got {tuple(anchors.shape)} and "
+            f"{tuple(centres.shape)}"
+        )
+    if own.dim() != 1 or own.shape[0] != anchors.shape[0]:
+        raise ValueError(
+            f"cyclic_negatives: expected own of shape (A,) with A={anchors.shape[0]} to match anchors, got "
+            f"{tuple(own.shape)}"
+        )
+    check_same_device("cyclic_negatives", "centres", centres, "anchors", anchors)
+    check_same_device("cyclic_negatives", "own", own, "anchors", anchors)
+    for name, value in (("r", r), ("candidates", candidates)):
+        if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
+            raise TypeError(f"cyclic_negatives: expected {name} to be an integer, got {found(value)}")
+    if r < 1 or candidates < 1:
+        raise ValueError(f"cyclic_negatives: expected r >= 1 and candidates >= 1, got r={r}, candidates={candidates}")
+    return (*promote(anchors, centres), own, r, candidates)
 
-if extension is not None:
 
-    @torch.library.register_fake("reidfast::cyclic_negatives")
-    def _(anchors: Tensor, centres: Tensor, own: Tensor, r: int, candidates: int) -> Tensor:
-        return own.new_empty(own.shape)
+def _fake(anchors: Tensor, centres: Tensor, own: Tensor, r: int, candidates: int) -> Tensor:
+    return own.new_empty(own.shape)
+
+
+_OP = Op("cyclic_negatives", reference=_reference, check=_check, fake=_fake, tensors=3)

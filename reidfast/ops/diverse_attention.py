@@ -4,16 +4,14 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
-from reidfast.ops._checks import check_float, check_same_device
-from reidfast.ops._extension import extension, native_reason
+from reidfast.ops._checks import check_float, check_same_device, promote
 from reidfast.ops._layout import empty_map, is_channels_last
+from reidfast.ops._op import Op
 from reidfast.ops.reference.diverse_attention import diverse_attention as _reference
 
 
@@ -40,15 +38,15 @@ def diverse_attention(features: Tensor, logits: Tensor) -> DiverseAttention:
     Args:
         features: (B, D, L) or (B, D, H, W), float32, float64, float16 or bfloat16. Contiguous and channels_last maps
             are read in place.
-        logits: (B, K, L) or (B, K, H, W), dtype of features.
+        logits: (B, K, L) or (B, K, H, W), any of these dtypes; the wider of the two serves both.
 
     Returns:
-        DiverseAttention with pooled (B, K, D) and attention (B, K, L) in features' dtype, overlap (B,) in float32
+        DiverseAttention with pooled (B, K, D) and attention (B, K, L) in that dtype, overlap (B,) in float32
         (float64 for float64). Differentiable in features and logits through all three.
 
     Raises:
         ValueError: Shapes or devices do not fit.
-        TypeError: Not floating point, or logits of another dtype than features.
+        TypeError: Not floating point.
 
     Notes:
         overlap is 0 for maps that share no cell (and for K = 1), K (K - 1) for equal maps. A logit of -inf switches
@@ -65,6 +63,10 @@ def diverse_attention(features: Tensor, logits: Tensor) -> DiverseAttention:
         >>> out.overlap
         tensor([1.0000])
     """
+    return DiverseAttention(*_OP(features, logits))
+
+
+def _check(features: Tensor, logits: Tensor) -> tuple[Any, ...]:
     check_float("diverse_attention", "features", features)
     check_float("diverse_attention", "logits", logits)
     x, z = features.shape, logits.shape
@@ -73,81 +75,41 @@ def diverse_attention(features: Tensor, logits: Tensor) -> DiverseAttention:
             f"diverse_attention: expected features (B, D, L) with logits (B, K, L), or features (B, D, H, W) with "
             f"logits (B, K, H, W), got features {tuple(x)} and logits {tuple(z)}"
         )
-    if logits.dtype != features.dtype:
-        raise TypeError(
-            f"diverse_attention: expected logits of dtype {features.dtype} as features, got {logits.dtype}; "
-            f"convert one of them"
-        )
-    if logits.device != features.device:
-        check_same_device("diverse_attention", "logits", logits, "features", features)
-    return DiverseAttention(*_OP.on[features.device.type](features, logits))
+    check_same_device("diverse_attention", "logits", logits, "features", features)
+    return promote(features, logits)
 
 
-_TRITON_REASON = (
-    "Triton is not installed"
-    if find_spec("triton") is None
-    else f"its gradients are an op of reidfast._C: {native_reason}"
-    if extension is None
-    else ""
-)
+def _fake(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    b, d, k = features.shape[0], features.shape[1], logits.shape[1]
+    cells = logits.shape[2] if logits.dim() == 3 else logits.shape[2] * logits.shape[3]
+    wide = torch.promote_types(features.dtype, torch.float32)
+    overlap = features.new_empty((b,), dtype=wide)
+    return features.new_empty((b, k, d)), features.new_empty((b, k, cells)), overlap
 
 
-def _triton(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The dispatcher op, whose CUDA kernels are Triton's (below), with the autograd of csrc/torch."""
-    pooled, attention, overlap = torch.ops.reidfast.diverse_attention.default(features, logits)
-    return pooled, attention, overlap
+def _backward_fake(
+    grad_pooled: Tensor | None,
+    grad_attention: Tensor | None,
+    grad_overlap: Tensor | None,
+    features: Tensor,
+    logits: Tensor,
+    needs_features: bool,
+    needs_logits: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    last = is_channels_last(features)
+    grad_features = empty_map(features, features.shape, channel=1, channels_last=last) if needs_features else None
+    return grad_features, logits.new_empty(logits.shape) if needs_logits else None
 
 
-_OP = Dispatch(
+_OP = Op(
     "diverse_attention",
     reference=_reference,
-    triton=None if _TRITON_REASON else _triton,
-    triton_reason=_TRITON_REASON,
-    native_cuda=False,
+    check=_check,
+    fake=_fake,
+    backward_fake=_backward_fake,
+    tensors=2,
+    gradients=(0, 1),
+    outputs=3,
+    lower=(0, 1),
+    triton="diverse_attention",
 )
-
-if not _TRITON_REASON:
-    # The kernels' module is imported by the first call on CUDA: `import reidfast` does not wait for Triton.
-
-    @torch.library.impl("reidfast::diverse_attention", "CUDA")
-    def _(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        from reidfast.ops.triton import diverse_attention as kernels
-
-        return kernels.diverse_attention(features, logits)
-
-    @torch.library.impl("reidfast::diverse_attention_backward", "CUDA")
-    def _(
-        grad_pooled: Tensor | None,
-        grad_attention: Tensor | None,
-        grad_overlap: Tensor | None,
-        features: Tensor,
-        logits: Tensor,
-        needs: list[bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        from reidfast.ops.triton import diverse_attention as kernels
-
-        return kernels.diverse_attention_backward(grad_pooled, grad_attention, grad_overlap, features, logits, needs)
-
-
-if extension is not None:
-
-    @torch.library.register_fake("reidfast::diverse_attention")
-    def _(features: Tensor, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        b, d, k = features.shape[0], features.shape[1], logits.shape[1]
-        cells = logits.shape[2] if logits.dim() == 3 else logits.shape[2] * logits.shape[3]
-        wide = torch.promote_types(features.dtype, torch.float32)
-        overlap = features.new_empty((b,), dtype=wide)
-        return features.new_empty((b, k, d)), features.new_empty((b, k, cells)), overlap
-
-    @torch.library.register_fake("reidfast::diverse_attention_backward")
-    def _(
-        grad_pooled: Tensor | None,
-        grad_attention: Tensor | None,
-        grad_overlap: Tensor | None,
-        features: Tensor,
-        logits: Tensor,
-        needs: list[bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        last = is_channels_last(features)
-        grad_features = empty_map(features, features.shape, channel=1, channels_last=last) if needs[0] else None
-        return grad_features, logits.new_empty(logits.shape) if needs[1] else None

@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
-from reidfast.ops._checks import check_float, check_same_device
-from reidfast.ops._extension import extension
+from reidfast.ops._checks import check_float, check_same_device, promote
+from reidfast.ops._op import Op
 from reidfast.ops.reference.gated_update import gated_update as _reference
 
 
@@ -24,16 +25,16 @@ def gated_update(channel: Tensor, spatial: Tensor, state: Tensor, x: Tensor) -> 
 
     Args:
         channel: Channel attention before the sigmoid, (B, C), float32, float64, float16 or bfloat16.
-        spatial: Spatial attention, (B, H, W). channel's dtype.
+        spatial: Spatial attention, (B, H, W). Inputs of several dtypes are brought to the widest.
         state: Previous refined map, (B, C, H, W), contiguous or channels_last (other strides are copied).
         x: Map of this step, (B, C, H, W).
 
     Returns:
-        (B, C, H, W) in x's dtype and memory format. Differentiable in all inputs.
+        (B, C, H, W) in the widest dtype and x's memory format. Differentiable in all inputs.
 
     Raises:
         ValueError: Shapes or devices do not fit.
-        TypeError: Not floating point, or dtypes differ.
+        TypeError: Not floating point.
 
     Notes:
         The gate is never stored, in neither pass; 1 - z is computed without cancellation. Half types compute in float32
@@ -44,15 +45,15 @@ def gated_update(channel: Tensor, spatial: Tensor, state: Tensor, x: Tensor) -> 
         >>> gated_update(torch.zeros(1, 1), torch.ones(1, 1, 1), zero, one)
         tensor([[[[0.5000]]]])
     """
+    out: Tensor = _OP(channel, spatial, state, x)
+    return out
+
+
+def _check(channel: Tensor, spatial: Tensor, state: Tensor, x: Tensor) -> tuple[Any, ...]:
     check_float("gated_update", "channel", channel)
     check_float("gated_update", "spatial", spatial)
     check_float("gated_update", "state", state)
     check_float("gated_update", "x", x)
-    if not channel.dtype == spatial.dtype == state.dtype == x.dtype:
-        raise TypeError(
-            f"gated_update: expected channel, spatial, state and x of one dtype, "
-            f"got {channel.dtype}, {spatial.dtype}, {state.dtype} and {x.dtype}"
-        )
     shape = x.shape
     if (
         len(shape) != 4
@@ -67,24 +68,31 @@ def gated_update(channel: Tensor, spatial: Tensor, state: Tensor, x: Tensor) -> 
     check_same_device("gated_update", "channel", channel, "x", x)
     check_same_device("gated_update", "spatial", spatial, "x", x)
     check_same_device("gated_update", "state", state, "x", x)
-    out: Tensor = _OP.on[x.device.type](channel, spatial, state, x)
-    return out
+    return promote(channel, spatial, state, x)
 
 
-_OP = Dispatch("gated_update", reference=_reference)
+def _like(x: Tensor) -> Tensor:
+    last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+    return torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
 
-if extension is not None:
 
-    def _like(x: Tensor) -> Tensor:
-        last = not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
-        return torch.empty_like(x, memory_format=torch.channels_last if last else torch.contiguous_format)
+def _fake(channel: Tensor, spatial: Tensor, state: Tensor, x: Tensor) -> Tensor:
+    return _like(x)
 
-    @torch.library.register_fake("reidfast::gated_update")
-    def _(channel: Tensor, spatial: Tensor, state: Tensor, x: Tensor) -> Tensor:
-        return _like(x)
 
-    @torch.library.register_fake("reidfast::gated_update_backward")
-    def _(
-        grad: Tensor, channel: Tensor, spatial: Tensor, state: Tensor, x: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        return channel.new_empty(channel.shape), spatial.new_empty(spatial.shape), _like(x), _like(x)
+def _backward_fake(
+    grad: Tensor, channel: Tensor, spatial: Tensor, state: Tensor, x: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return channel.new_empty(channel.shape), spatial.new_empty(spatial.shape), _like(x), _like(x)
+
+
+_OP = Op(
+    "gated_update",
+    reference=_reference,
+    check=_check,
+    fake=_fake,
+    backward_fake=_backward_fake,
+    tensors=4,
+    gradients=(0, 1, 2, 3),
+    masked=False,
+)

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
-from reidfast.ops._extension import extension
-from reidfast.ops._memory import check_logits, check_pair, check_rows, has_kernel, triton_reason
+from reidfast.ops._memory import both_wide, check_logits, check_pair, check_rows
+from reidfast.ops._op import Op, refuse_twice
 from reidfast.ops.reference.memory_loss import memory_loss as _reference
 
 
@@ -51,7 +53,7 @@ def memory_loss(
     Raises:
         ValueError: Shapes, devices, metric or scale do not fit; both or neither of k and targets; k above the usable
             rows; on the CPU also targets or exclude outside the bank, and a target that is excluded.
-        TypeError: Not floating point, float64 mixed with another dtype, targets or exclude not int64, k not an integer.
+        TypeError: Not floating point, targets or exclude not int64, k not an integer.
 
     Notes:
         Computed as log(1 + rest/best), the two sums kept apart all the way, each relative to its own maximum: no
@@ -68,6 +70,13 @@ def memory_loss(
         >>> memory_loss(torch.tensor([[1.0, 0.0]]), bank, 1, scale=1.0)
         tensor([0.1429])
     """
+    loss: Tensor = _OP(x, bank, k, targets, scale, metric, exclude)
+    return loss
+
+
+def _check(
+    x: Tensor, bank: Tensor, k: int | None, targets: Tensor | None, scale: float, metric: str, exclude: Tensor | None
+) -> tuple[Any, ...]:
     check_pair("memory_loss", x, bank)
     check_logits("memory_loss", k, bank.shape[-2], scale, metric)
     if (k is None) == (targets is None):
@@ -78,68 +87,125 @@ def memory_loss(
         check_rows("memory_loss", "targets", targets, x)
     if exclude is not None:
         check_rows("memory_loss", "exclude", exclude, x)
-    return _OP.on[x.device.type](x, bank, k, targets, scale, metric, exclude)
+    return (*both_wide(x, bank), k, targets, scale, metric, exclude)
 
 
-def _triton(
+def _fake(
     x: Tensor, bank: Tensor, k: int | None, targets: Tensor | None, scale: float, metric: str, exclude: Tensor | None
 ) -> Tensor:
-    """The compiled op, whose CUDA kernels are Triton's, for what these take."""
-    run = torch.ops.reidfast.memory_loss.default if has_kernel(x, k) else _reference
-    return run(x, bank, k, targets, scale, metric, exclude)  # type: ignore[no-any-return]
+    return x.new_empty(x.shape[:-1], dtype=torch.promote_types(bank.dtype, torch.float32))
 
 
-_OP = Dispatch(
+def _forward_fake(
+    x: Tensor,
+    bank: Tensor,
+    k: int | None,
+    targets: Tensor | None,
+    scale: float,
+    metric: str,
+    exclude: Tensor | None,
+    needs_x: bool,
+    needs_bank: bool,
+) -> tuple[Tensor | None, ...]:
+    loss = _fake(x, bank, k, targets, scale, metric, exclude)
+    state = torch.empty_like(loss, dtype=torch.float64) if needs_bank else None
+    return loss, state, x.new_empty(x.shape, dtype=loss.dtype) if needs_x else None
+
+
+def _backward_fake(
+    grad: Tensor,
+    x: Tensor,
+    bank: Tensor | None,
+    loss: Tensor | None,
+    state: Tensor | None,
+    direction: Tensor | None,
+    targets: Tensor | None,
+    scale: float,
+    metric: str,
+    exclude: Tensor | None,
+    needs_x: bool,
+    needs_bank: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    grad_bank = bank.new_empty(bank.shape) if needs_bank and bank is not None else None
+    return x.new_empty(x.shape) if needs_x else None, grad_bank
+
+
+def _bind(namespace: Any) -> Callable[..., Any]:
+    """The op, whose gradient with respect to x is ready with the loss."""
+    plain, forward_op = namespace.memory_loss.default, namespace.memory_loss_forward.default
+    backward_op = namespace.memory_loss_backward.default
+
+    class Loss(torch.autograd.Function):
+        # With k nothing of the bank is needed later: it may be updated between forward and backward.
+        @staticmethod
+        def forward(
+            ctx: Any,
+            x: Tensor,
+            bank: Tensor,
+            k: int | None,
+            targets: Tensor | None,
+            scale: float,
+            metric: str,
+            exclude: Tensor | None,
+            needs_x: bool,
+            needs_bank: bool,
+        ) -> Any:
+            loss, state, direction = forward_op(x, bank, k, targets, scale, metric, exclude, needs_x, needs_bank)
+            ctx.with_bank = needs_bank
+            ctx.settings = (scale, metric)
+            if needs_bank:
+                ctx.save_for_backward(x, direction, bank, loss, state, targets, exclude)
+            else:
+                ctx.save_for_backward(x, direction)
+            return loss
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            (grad,) = grads
+            saved, needs, twice = ctx.saved_tensors, ctx.needs_input_grad, torch.is_grad_enabled()
+            with torch.no_grad():
+                if ctx.with_bank:
+                    x, direction, bank, loss, state, targets, exclude = saved
+                    made = backward_op(
+                        grad, x, bank, loss, state, direction, targets, *ctx.settings, exclude, *needs[:2]
+                    )
+                else:
+                    x, direction = saved
+                    made = backward_op(grad, x, None, None, None, direction, None, *ctx.settings, None, True, False)
+            if twice:
+                made = refuse_twice("memory_loss", made, grad, *saved)
+            return (*made, None, None, None, None, None, None, None)
+
+    def native(
+        x: Tensor,
+        bank: Tensor,
+        k: int | None,
+        targets: Tensor | None,
+        scale: float,
+        metric: str,
+        exclude: Tensor | None,
+    ) -> Any:
+        if torch.is_grad_enabled():
+            needs_bank = targets is not None and bank.requires_grad
+            if bank.requires_grad and not needs_bank:
+                bank = bank.detach()  # with k the bank is a constant of the loss
+            if x.requires_grad or needs_bank:
+                return Loss.apply(x, bank, k, targets, scale, metric, exclude, x.requires_grad, needs_bank)
+        return plain(x, bank, k, targets, scale, metric, exclude)
+
+    return native
+
+
+_OP = Op(
     "memory_loss",
     reference=_reference,
-    triton=None if triton_reason else _triton,
-    triton_reason=triton_reason,
-    native_cuda=False,
+    check=_check,
+    fake=_fake,
+    backward_fake=_backward_fake,
+    forward_fake=_forward_fake,
+    tensors=2,
+    gradients=(0, 1),
+    lower=(0,),
+    bind=_bind,
+    triton="memory",
 )
-
-if extension is not None:
-
-    @torch.library.register_fake("reidfast::memory_loss")
-    def _(
-        x: Tensor,
-        bank: Tensor,
-        k: int | None,
-        targets: Tensor | None,
-        scale: float,
-        metric: str,
-        exclude: Tensor | None,
-    ) -> Tensor:
-        return x.new_empty(x.shape[:-1], dtype=torch.promote_types(bank.dtype, torch.float32))
-
-    @torch.library.register_fake("reidfast::memory_loss_forward")
-    def _(
-        x: Tensor,
-        bank: Tensor,
-        k: int | None,
-        targets: Tensor | None,
-        scale: float,
-        metric: str,
-        exclude: Tensor | None,
-        needs: list[bool],
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        wide = torch.promote_types(bank.dtype, torch.float32)
-        state = x.new_empty(x.shape[:-1], dtype=torch.float64) if needs[1] else None
-        return x.new_empty(x.shape[:-1], dtype=wide), state, x.new_empty(x.shape, dtype=wide) if needs[0] else None
-
-    @torch.library.register_fake("reidfast::memory_loss_backward")
-    def _(
-        grad: Tensor,
-        x: Tensor,
-        bank: Tensor | None,
-        loss: Tensor | None,
-        state: Tensor | None,
-        direction: Tensor | None,
-        targets: Tensor | None,
-        scale: float,
-        metric: str,
-        exclude: Tensor | None,
-        needs: list[bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        return x.new_empty(x.shape) if needs[0] else None, bank.new_empty(bank.shape) if needs[
-            1
-        ] and bank is not None else None

@@ -4,15 +4,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy
 import torch
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
-from reidfast.ops._extension import extension
-from reidfast.ops._memory import as_bank, check_logits, check_pair, check_rows, has_kernel, triton_reason
+from reidfast.ops._memory import as_bank, both_wide, check_logits, check_pair, check_rows
+from reidfast.ops._op import Op, refuse_twice
 from reidfast.ops.reference.memory_match import memory_match as _reference
 
 
@@ -63,7 +63,7 @@ def memory_match(
     Raises:
         ValueError: Shapes, devices, metric or scale do not fit, or k is above the usable rows; on the CPU also exclude
             outside the bank.
-        TypeError: Not floating point, float64 mixed with another dtype, exclude not int64, k not an integer.
+        TypeError: Not floating point, exclude not int64, k not an integer.
 
     Notes:
         Best first, equal logits by lowest row. The k best logits are recomputed from the rows themselves, so that those
@@ -79,72 +79,124 @@ def memory_match(
         >>> found.topk_logits, found.topk_indices
         (tensor([[-1., -1.]]), tensor([[0, 2]]))
     """
-    bank = as_bank(bank)
+    return MemoryMatch(*_OP(x, as_bank(bank), k, scale, metric, exclude))
+
+
+def _check(x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None) -> tuple[Any, ...]:
     check_pair("memory_match", x, bank)
     check_logits("memory_match", k, bank.shape[-2], scale, metric)
     if exclude is not None:
         check_rows("memory_match", "exclude", exclude, x)
-    return MemoryMatch(*_OP.on[x.device.type](x, bank, k, scale, metric, exclude))
+    return (*both_wide(x, bank), k, scale, metric, exclude)
 
 
-def _triton(
+def _fake(
     x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The compiled op, whose CUDA kernels are Triton's, for what these take."""
-    run = torch.ops.reidfast.memory_match.default if has_kernel(x, k) else _reference
-    return run(x, bank, k, scale, metric, exclude)  # type: ignore[no-any-return]
+    wide = torch.promote_types(bank.dtype, torch.float32)
+    shape = (*x.shape[:-1], k)
+    return (
+        x.new_empty(x.shape[:-1], dtype=wide),
+        x.new_empty(shape, dtype=wide),
+        x.new_empty(shape, dtype=torch.int64),
+    )
 
 
-_OP = Dispatch(
+def _forward_fake(
+    x: Tensor,
+    bank: Tensor,
+    k: int,
+    scale: float,
+    metric: str,
+    exclude: Tensor | None,
+    needs_x: bool,
+    needs_bank: bool,
+) -> tuple[Tensor | None, ...]:
+    logsumexp, topk_logits, topk_indices = _fake(x, bank, k, scale, metric, exclude)
+    return (
+        logsumexp,
+        topk_logits,
+        topk_indices,
+        torch.empty_like(logsumexp, dtype=torch.float64) if needs_bank else None,
+        torch.empty_like(topk_logits, dtype=torch.float64) if needs_bank else None,
+        x.new_empty(x.shape, dtype=logsumexp.dtype) if needs_x else None,
+    )
+
+
+def _backward_fake(
+    grad_lse: Tensor,
+    grad_logits: Tensor,
+    x: Tensor,
+    bank: Tensor,
+    indices: Tensor,
+    state: Tensor | None,
+    shares: Tensor | None,
+    direction: Tensor | None,
+    scale: float,
+    metric: str,
+    exclude: Tensor | None,
+    needs_x: bool,
+    needs_bank: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    return x.new_empty(x.shape) if needs_x else None, bank.new_empty(bank.shape) if needs_bank else None
+
+
+def _bind(namespace: Any) -> Callable[..., Any]:
+    """The op, whose forward op makes what its gradient needs only where one is wanted."""
+    plain, forward_op = namespace.memory_match.default, namespace.memory_match_forward.default
+    backward_op = namespace.memory_match_backward.default
+
+    class Match(torch.autograd.Function):
+        @staticmethod
+        def forward(
+            ctx: Any,
+            x: Tensor,
+            bank: Tensor,
+            k: int,
+            scale: float,
+            metric: str,
+            exclude: Tensor | None,
+            needs_x: bool,
+            needs_bank: bool,
+        ) -> Any:
+            lse, logits, rows, state, shares, direction = forward_op(
+                x, bank, k, scale, metric, exclude, needs_x, needs_bank
+            )
+            ctx.save_for_backward(x, bank, rows, state, shares, direction, exclude)
+            ctx.settings = (scale, metric)
+            ctx.mark_non_differentiable(rows)
+            return lse, logits, rows
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            x, bank, rows, state, shares, direction, exclude = ctx.saved_tensors
+            needs, twice = ctx.needs_input_grad, torch.is_grad_enabled()
+            with torch.no_grad():
+                made = backward_op(
+                    grads[0], grads[1], x, bank, rows, state, shares, direction, *ctx.settings, exclude, *needs[:2]
+                )
+            if twice:
+                made = refuse_twice("memory_match", made, grads[0], grads[1], x, bank)
+            return (*made, None, None, None, None, None, None)
+
+    def native(x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None) -> Any:
+        if torch.is_grad_enabled() and (x.requires_grad or bank.requires_grad):
+            return Match.apply(x, bank, k, scale, metric, exclude, x.requires_grad, bank.requires_grad)
+        return plain(x, bank, k, scale, metric, exclude)
+
+    return native
+
+
+_OP = Op(
     "memory_match",
     reference=_reference,
-    triton=None if triton_reason else _triton,
-    triton_reason=triton_reason,
-    native_cuda=False,
+    check=_check,
+    fake=_fake,
+    backward_fake=_backward_fake,
+    forward_fake=_forward_fake,
+    tensors=2,
+    gradients=(0, 1),
+    lower=(0,),
+    bind=_bind,
+    triton="memory",
 )
-
-if extension is not None:
-
-    @torch.library.register_fake("reidfast::memory_match")
-    def _(
-        x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        wide = torch.promote_types(bank.dtype, torch.float32)
-        shape = (*x.shape[:-1], k)
-        return (
-            x.new_empty(x.shape[:-1], dtype=wide),
-            x.new_empty(shape, dtype=wide),
-            x.new_empty(shape, dtype=torch.int64),
-        )
-
-    @torch.library.register_fake("reidfast::memory_match_forward")
-    def _(
-        x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None, needs: list[bool]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        wide = torch.promote_types(bank.dtype, torch.float32)
-        shape = (*x.shape[:-1], k)
-        return (
-            x.new_empty(x.shape[:-1], dtype=wide),
-            x.new_empty(shape, dtype=wide),
-            x.new_empty(shape, dtype=torch.int64),
-            x.new_empty(x.shape[:-1], dtype=torch.float64) if needs[1] else None,
-            x.new_empty(shape, dtype=torch.float64) if needs[1] else None,
-            x.new_empty(x.shape, dtype=wide) if needs[0] else None,
-        )
-
-    @torch.library.register_fake("reidfast::memory_match_backward")
-    def _(
-        grad_lse: Tensor,
-        grad_logits: Tensor,
-        x: Tensor,
-        bank: Tensor,
-        indices: Tensor,
-        state: Tensor | None,
-        shares: Tensor | None,
-        direction: Tensor | None,
-        scale: float,
-        metric: str,
-        exclude: Tensor | None,
-        needs: list[bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        return x.new_empty(x.shape) if needs[0] else None, bank.new_empty(bank.shape) if needs[1] else None

@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
 from reidfast.ops._checks import check_float, check_int64, check_same_device, found
-from reidfast.ops._extension import extension
+from reidfast.ops._op import Op
 from reidfast.ops.reference.memory_update import memory_update_ as _reference
 
 
@@ -44,6 +46,10 @@ def memory_update_(bank: Tensor, indices: Tensor, values: Tensor, *, momentum: f
         >>> bank[2]
         tensor([0.1000, 0.1000])
     """
+    _OP(bank, indices, values, momentum, normalize)
+
+
+def _check(bank: Tensor, indices: Tensor, values: Tensor, momentum: float, normalize: bool) -> tuple[Any, ...]:
     check_float("memory_update_", "bank", bank)
     check_float("memory_update_", "values", values)
     check_int64("memory_update_", "indices", indices)
@@ -55,33 +61,51 @@ def memory_update_(bank: Tensor, indices: Tensor, values: Tensor, *, momentum: f
         )
     if indices.shape != b[-2:-1]:
         raise ValueError(f"memory_update_: expected indices of shape (B,) with B={b[-2]}, got {tuple(indices.shape)}")
-    if bank.dtype is not values.dtype and torch.float64 in (bank.dtype, values.dtype):
-        raise TypeError(
-            f"memory_update_: expected bank and values both float64 or neither, got {bank.dtype} and {values.dtype}"
-        )
     check_same_device("memory_update_", "values", values, "bank", bank)
     check_same_device("memory_update_", "indices", indices, "bank", bank)
-    if not isinstance(momentum, (int, float, torch.SymFloat, torch.SymInt)):
-        raise TypeError(f"memory_update_: expected momentum to be a number, got {found(momentum)}")
-    if not 0 <= momentum <= 1:
-        raise ValueError(f"memory_update_: expected momentum, the weight of the old value, from 0 to 1, got {momentum}")
+    _check_momentum(momentum)
     if a[-1] > 1 and bank.stride(-1) != 1:
         raise ValueError(
             f"memory_update_: expected a bank whose rows are adjacent in memory, got strides {bank.stride()}; "
             "keep the bank contiguous"
         )
+    _check_constant(bank)
+    if (bank.dtype == torch.float64) != (values.dtype == torch.float64):
+        values = values.to(torch.promote_types(bank.dtype, torch.float32))
+    return bank, indices, values, momentum, normalize
+
+
+def _check_momentum(momentum: float) -> None:
+    if not isinstance(momentum, (int, float, torch.SymFloat, torch.SymInt)):
+        raise TypeError(f"memory_update_: expected momentum to be a number, got {found(momentum)}")
+    if not 0 <= momentum <= 1:
+        raise ValueError(f"memory_update_: expected momentum, the weight of the old value, from 0 to 1, got {momentum}")
+
+
+def _check_constant(bank: Tensor) -> None:
     if bank.requires_grad and torch.is_grad_enabled():
         raise RuntimeError(
             "memory_update_: expected a bank that does not require gradients, got one that does; "
             "call it under torch.no_grad()"
         )
-    _OP.on[bank.device.type](bank, indices, values, momentum, normalize)
 
 
-_OP = Dispatch("memory_update_", reference=_reference)
+def _fake(bank: Tensor, indices: Tensor, values: Tensor, momentum: float, normalize: bool) -> None:
+    return None
 
-if extension is not None:
 
-    @torch.library.register_fake("reidfast::memory_update_")
-    def _(bank: Tensor, indices: Tensor, values: Tensor, momentum: float, normalize: bool) -> None:
-        return None
+def _bind(namespace: Any) -> Callable[..., None]:
+    """The op, which is no part of any graph, and which tells autograd that the bank has changed."""
+    op = namespace.memory_update_.default
+
+    def native(bank: Tensor, indices: Tensor, values: Tensor, momentum: float, normalize: bool) -> None:
+        _check_momentum(momentum)
+        _check_constant(bank)
+        op(bank, indices, values.detach() if values.requires_grad else values, momentum, normalize)
+        if not torch.compiler.is_compiling() and not bank.is_inference():
+            torch.autograd.graph.increment_version(bank)
+
+    return native
+
+
+_OP = Op("memory_update_", reference=_reference, check=_check, fake=_fake, tensors=3, bind=_bind)

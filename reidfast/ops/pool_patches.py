@@ -4,13 +4,12 @@
 
 from __future__ import annotations
 
-import torch
+from functools import partial
+
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
-from reidfast.ops._extension import extension
-from reidfast.ops._layout import empty_map, is_channels_last
-from reidfast.ops._patches import check_patches
+from reidfast.ops._patches import backward_fake, check_patches, patch_size
+from reidfast.ops._op import Op
 from reidfast.ops.reference.pool_patches import pool_patches as _reference
 
 
@@ -39,7 +38,7 @@ def pool_patches(
 
     Raises:
         ValueError: Shapes, devices or size do not fit.
-        TypeError: Not floating point, theta of another dtype, or a size that is no int.
+        TypeError: Not floating point, or a size that is no int.
 
     Notes:
         Samples outside the map count as zeros in the mean. NaN or infinity in theta gives NaN for that patch.
@@ -52,28 +51,21 @@ def pool_patches(
         >>> pool_patches(x, whole)
         tensor([[[2.5000]]])
     """
-    height, width = check_patches("pool_patches", features, theta, size)
-    return _OP.on[features.device.type](features, theta, height, width, align_corners)
+    height, width = patch_size("pool_patches", features, theta, size)
+    out: Tensor = _OP(features, theta, height, width, align_corners)
+    return out
 
 
-_OP = Dispatch("pool_patches", reference=_reference)
+def _fake(features: Tensor, theta: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    return features.new_empty((features.shape[0], theta.shape[1], features.shape[1]))
 
-if extension is not None:
 
-    @torch.library.register_fake("reidfast::pool_patches")
-    def _(features: Tensor, theta: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
-        return features.new_empty((features.shape[0], theta.shape[1], features.shape[1]))
-
-    @torch.library.register_fake("reidfast::pool_patches_backward")
-    def _(
-        grad: Tensor,
-        features: Tensor,
-        theta: Tensor,
-        height: int,
-        width: int,
-        align_corners: bool,
-        needs: list[bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        last = is_channels_last(features)
-        grad_features = empty_map(features, features.shape, channel=1, channels_last=last) if needs[0] else None
-        return grad_features, theta.new_empty(theta.shape) if needs[1] else None
+_OP = Op(
+    "pool_patches",
+    reference=_reference,
+    check=partial(check_patches, "pool_patches"),
+    fake=_fake,
+    backward_fake=backward_fake,
+    tensors=2,
+    gradients=(0, 1),
+)

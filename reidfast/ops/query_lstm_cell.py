@@ -4,14 +4,14 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
-from reidfast.ops._checks import check_float, check_same_device
-from reidfast.ops._extension import extension
+from reidfast.ops._checks import check_float, check_same_device, promote
+from reidfast.ops._op import Op
 from reidfast.ops.reference.query_lstm_cell import query_lstm_cell as _reference
 
 
@@ -44,7 +44,7 @@ def query_lstm_cell(gates: Tensor, query_gates: Tensor, c: Tensor) -> QueryLstmS
 
     Raises:
         ValueError: Shapes or devices do not fit.
-        TypeError: Not floating point, or dtypes differ.
+        TypeError: Not floating point.
 
     Notes:
         Half types compute in float32 and round once. The backward pass recomputes the activations: nothing is kept but
@@ -56,14 +56,13 @@ def query_lstm_cell(gates: Tensor, query_gates: Tensor, c: Tensor) -> QueryLstmS
         >>> c
         tensor([[[[0.5000]]]])
     """
+    return QueryLstmState(*_OP(gates, query_gates, c))
+
+
+def _check(gates: Tensor, query_gates: Tensor, c: Tensor) -> tuple[Any, ...]:
     check_float("query_lstm_cell", "gates", gates)
     check_float("query_lstm_cell", "query_gates", query_gates)
     check_float("query_lstm_cell", "c", c)
-    if not gates.dtype == query_gates.dtype == c.dtype:
-        raise TypeError(
-            f"query_lstm_cell: expected gates, query_gates and c of one dtype, "
-            f"got {gates.dtype}, {query_gates.dtype} and {c.dtype}"
-        )
     shape, query_shape, c_shape = gates.shape, query_gates.shape, c.shape
     if (
         len(shape) != 4
@@ -81,30 +80,46 @@ def query_lstm_cell(gates: Tensor, query_gates: Tensor, c: Tensor) -> QueryLstmS
         )
     check_same_device("query_lstm_cell", "query_gates", query_gates, "gates", gates)
     check_same_device("query_lstm_cell", "c", c, "gates", gates)
-    return QueryLstmState(*_OP.on[gates.device.type](gates, query_gates, c))
+    return promote(gates, query_gates, c)
 
 
-_OP = Dispatch("query_lstm_cell", reference=_reference)
+def _format(gates: Tensor) -> torch.memory_format:
+    last = not gates.is_contiguous() and gates.is_contiguous(memory_format=torch.channels_last)
+    return torch.channels_last if last else torch.contiguous_format
 
-if extension is not None:
 
-    def _format(gates: Tensor) -> torch.memory_format:
-        last = not gates.is_contiguous() and gates.is_contiguous(memory_format=torch.channels_last)
-        return torch.channels_last if last else torch.contiguous_format
+def _fake(gates: Tensor, query_gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
+    h = torch.empty_like(c, memory_format=_format(gates))
+    return h, torch.empty_like(h)
 
-    @torch.library.register_fake("reidfast::query_lstm_cell")
-    def _(gates: Tensor, query_gates: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
-        h = torch.empty_like(c, memory_format=_format(gates))
-        return h, torch.empty_like(h)
 
-    @torch.library.register_fake("reidfast::query_lstm_cell_backward")
-    def _(
-        grad_h: Tensor | None, grad_c_new: Tensor | None, gates: Tensor, query_gates: Tensor, c: Tensor
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        memory_format = _format(gates)
-        shared = query_gates.shape[0] != gates.shape[0]
-        return (
-            torch.empty_like(gates, memory_format=memory_format),
-            torch.empty_like(query_gates, memory_format=memory_format) if shared else None,
-            torch.empty_like(c, memory_format=memory_format),
-        )
+def _backward_fake(
+    grad_h: Tensor | None, grad_c_new: Tensor | None, gates: Tensor, query_gates: Tensor, c: Tensor
+) -> tuple[Tensor, Tensor | None, Tensor]:
+    memory_format = _format(gates)
+    shared = query_gates.shape[0] != gates.shape[0]
+    return (
+        torch.empty_like(gates, memory_format=memory_format),
+        torch.empty_like(query_gates, memory_format=memory_format) if shared else None,
+        torch.empty_like(c, memory_format=memory_format),
+    )
+
+
+def _backward(
+    op: Any, grads: tuple[Tensor | None, Tensor | None], tensors: tuple[Tensor, ...], others: Any, needs: Any
+) -> Sequence[Tensor | None]:
+    grad_gates, grad_query, grad_c = op(*grads, *tensors)
+    return grad_gates, grad_gates if grad_query is None else grad_query, grad_c
+
+
+_OP = Op(
+    "query_lstm_cell",
+    reference=_reference,
+    check=_check,
+    fake=_fake,
+    backward_fake=_backward_fake,
+    tensors=3,
+    gradients=(0, 1, 2),
+    backward=_backward,
+    outputs=2,
+)

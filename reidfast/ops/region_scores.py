@@ -4,12 +4,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
 from reidfast.ops._checks import check_float, check_int64, check_same_device
-from reidfast.ops._extension import extension
+from reidfast.ops._op import Op
 from reidfast.ops.reference.region_scores import region_scores as _reference
 
 
@@ -48,6 +49,11 @@ def region_scores(attention: Tensor, boxes: Tensor, image_index: Tensor) -> Tens
         >>> region_scores(attention, torch.tensor([[1.0, 0.0, 4.0, 2.0]]), torch.tensor([0]))
         tensor([4.])
     """
+    out: Tensor = _OP(attention, boxes.detach() if boxes.requires_grad else boxes, image_index)
+    return out
+
+
+def _check(attention: Tensor, boxes: Tensor, image_index: Tensor) -> tuple[Any, ...]:
     check_float("region_scores", "attention", attention)
     check_float("region_scores", "boxes", boxes)
     check_int64("region_scores", "image_index", image_index)
@@ -66,21 +72,27 @@ def region_scores(attention: Tensor, boxes: Tensor, image_index: Tensor) -> Tens
         )
     check_same_device("region_scores", "boxes", boxes, "attention", attention)
     check_same_device("region_scores", "image_index", image_index, "attention", attention)
-    boxes = boxes.detach()
     if boxes.dtype != torch.float32 and boxes.dtype != torch.float64:
         boxes = boxes.float()
-    out: Tensor = _OP.on[attention.device.type](attention, boxes, image_index)
-    return out
+    return attention, boxes, image_index
 
 
-_OP = Dispatch("region_scores", reference=_reference)
+def _fake(attention: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
+    return attention.new_empty(boxes.shape[0])
 
-if extension is not None:
 
-    @torch.library.register_fake("reidfast::region_scores")
-    def _(attention: Tensor, boxes: Tensor, image_index: Tensor) -> Tensor:
-        return attention.new_empty(boxes.shape[0])
+def _backward_fake(grad: Tensor, boxes: Tensor, image_index: Tensor, batch: int, height: int, width: int) -> Tensor:
+    return grad.new_empty((batch, height, width))
 
-    @torch.library.register_fake("reidfast::region_scores_backward")
-    def _(grad: Tensor, boxes: Tensor, image_index: Tensor, batch: int, height: int, width: int) -> Tensor:
-        return grad.new_empty((batch, height, width))
+
+_OP = Op(
+    "region_scores",
+    reference=_reference,
+    check=_check,
+    fake=_fake,
+    backward_fake=_backward_fake,
+    tensors=3,
+    gradients=(0,),
+    masked=False,
+    save=lambda inputs, outputs: (inputs[1:], tuple(inputs[0].shape)),
+)

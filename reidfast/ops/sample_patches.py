@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-import torch
+from functools import partial
+
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
-from reidfast.ops._extension import extension
 from reidfast.ops._layout import empty_map, is_channels_last
-from reidfast.ops._patches import check_patches
+from reidfast.ops._patches import backward_fake, check_patches, patch_size
+from reidfast.ops._op import Op
 from reidfast.ops.reference.sample_patches import sample_patches as _reference
 
 
@@ -39,7 +39,7 @@ def sample_patches(
 
     Raises:
         ValueError: Shapes, devices or size do not fit.
-        TypeError: Not floating point, theta of another dtype, or a size that is no int.
+        TypeError: Not floating point, or a size that is no int.
 
     Notes:
         A patch partly outside the map gets zeros there and no gradient. NaN or infinity in theta gives NaN where it
@@ -53,29 +53,22 @@ def sample_patches(
         >>> sample_patches(x, centre, 1)
         tensor([[[[[1.5000]]]]])
     """
-    height, width = check_patches("sample_patches", features, theta, size)
-    return _OP.on[features.device.type](features, theta, height, width, align_corners)
+    height, width = patch_size("sample_patches", features, theta, size)
+    out: Tensor = _OP(features, theta, height, width, align_corners)
+    return out
 
 
-_OP = Dispatch("sample_patches", reference=_reference)
+def _fake(features: Tensor, theta: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
+    shape = (features.shape[0], theta.shape[1], features.shape[1], height, width)
+    return empty_map(features, shape, channel=2, channels_last=is_channels_last(features))
 
-if extension is not None:
 
-    @torch.library.register_fake("reidfast::sample_patches")
-    def _(features: Tensor, theta: Tensor, height: int, width: int, align_corners: bool) -> Tensor:
-        shape = (features.shape[0], theta.shape[1], features.shape[1], height, width)
-        return empty_map(features, shape, channel=2, channels_last=is_channels_last(features))
-
-    @torch.library.register_fake("reidfast::sample_patches_backward")
-    def _(
-        grad: Tensor,
-        features: Tensor,
-        theta: Tensor,
-        height: int,
-        width: int,
-        align_corners: bool,
-        needs: list[bool],
-    ) -> tuple[Tensor | None, Tensor | None]:
-        last = is_channels_last(features)
-        grad_features = empty_map(features, features.shape, channel=1, channels_last=last) if needs[0] else None
-        return grad_features, theta.new_empty(theta.shape) if needs[1] else None
+_OP = Op(
+    "sample_patches",
+    reference=_reference,
+    check=partial(check_patches, "sample_patches"),
+    fake=_fake,
+    backward_fake=backward_fake,
+    tensors=2,
+    gradients=(0, 1),
+)

@@ -4,12 +4,12 @@
 
 from __future__ import annotations
 
-import torch
+from typing import Any
+
 from torch import Tensor
 
-from reidfast.ops._backends import Dispatch
-from reidfast.ops._checks import check_choice, check_float, check_int64, check_same_device, found
-from reidfast.ops._extension import extension
+from reidfast.ops._checks import beside, check_choice, check_float, check_int64, check_same_device, found
+from reidfast.ops._op import Op
 from reidfast.ops.reference.set_pool import set_pool as _reference
 
 WEIGHTINGS = ("linear", "sigmoid", "softmax")
@@ -30,7 +30,7 @@ def set_pool(features: Tensor, scores: Tensor, offsets: Tensor | None = None, *,
     Args:
         features: Ragged: (T, D), all frames of all sets one after another. Dense: (..., N, D), N frames in each set.
             float32, float64, float16 or bfloat16. Any strides; rows whose D values are adjacent are not copied.
-        scores: One per frame: (T,) or (..., N). Dtype of features, or float32 beside half features.
+        scores: One per frame: (T,) or (..., N). Any of these dtypes; float64 beside another one makes all float64.
         offsets: (S+1,) int64 on features' device: set s is the frames offsets[s] to offsets[s+1]; first 0, last T,
             never decreasing. None: dense.
         weighting: "linear", "sigmoid" or "softmax".
@@ -55,6 +55,11 @@ def set_pool(features: Tensor, scores: Tensor, offsets: Tensor | None = None, *,
                 [0.0000, 0.0000],
                 [5.0000, 5.0000]])
     """
+    result: Tensor = _OP(features, scores, offsets, weighting)
+    return result
+
+
+def _check(features: Tensor, scores: Tensor, offsets: Tensor | None, weighting: str) -> tuple[Any, ...]:
     check_float("set_pool", "features", features)
     check_float("set_pool", "scores", scores)
     check_choice("set_pool", "weighting", weighting, WEIGHTINGS)
@@ -62,10 +67,6 @@ def set_pool(features: Tensor, scores: Tensor, offsets: Tensor | None = None, *,
         raise ValueError(
             f"set_pool: expected features (T, D) with scores (T,), or features (..., N, D) with scores (..., N), "
             f"got features {tuple(features.shape)} and scores {tuple(scores.shape)}"
-        )
-    if scores.dtype != features.dtype and (scores.dtype != torch.float32 or features.dtype == torch.float64):
-        raise TypeError(
-            f"set_pool: expected scores of dtype {features.dtype} (or float32 beside half features), got {scores.dtype}"
         )
     check_same_device("set_pool", "scores", scores, "features", features)
     if offsets is not None:
@@ -76,22 +77,35 @@ def set_pool(features: Tensor, scores: Tensor, offsets: Tensor | None = None, *,
                 f"set_pool: expected features (T, D) beside offsets (S+1,) with S >= 0, "
                 f"got features {tuple(features.shape)} and offsets {found(offsets)}"
             )
-    return _OP.on[features.device.type](features, scores, offsets, weighting)
+    features, scores = beside(features, scores)
+    return features, scores, offsets, weighting
 
 
-_OP = Dispatch("set_pool", reference=_reference)
+def _fake(features: Tensor, scores: Tensor, offsets: Tensor | None, weighting: str) -> Tensor:
+    if offsets is None:
+        return features.new_empty((*features.shape[:-2], features.shape[-1]))
+    return features.new_empty((offsets.shape[0] - 1, features.shape[1]))
 
-if extension is not None:
 
-    @torch.library.register_fake("reidfast::set_pool")
-    def _(features: Tensor, scores: Tensor, offsets: Tensor | None, weighting: str) -> Tensor:
-        if offsets is None:
-            return features.new_empty((*features.shape[:-2], features.shape[-1]))
-        return features.new_empty((offsets.shape[0] - 1, features.shape[1]))
+def _backward_fake(
+    grad: Tensor,
+    features: Tensor,
+    scores: Tensor,
+    offsets: Tensor | None,
+    weighting: str,
+    needs_features: bool,
+    needs_scores: bool,
+) -> tuple[Tensor | None, Tensor | None]:
+    grad_features = features.new_empty(features.shape) if needs_features else None
+    return grad_features, scores.new_empty(scores.shape) if needs_scores else None
 
-    @torch.library.register_fake("reidfast::set_pool_backward")
-    def _(
-        grad: Tensor, features: Tensor, scores: Tensor, offsets: Tensor | None, weighting: str, needs: list[bool]
-    ) -> tuple[Tensor | None, Tensor | None]:
-        grad_features = features.new_empty(features.shape) if needs[0] else None
-        return grad_features, scores.new_empty(scores.shape) if needs[1] else None
+
+_OP = Op(
+    "set_pool",
+    reference=_reference,
+    check=_check,
+    fake=_fake,
+    backward_fake=_backward_fake,
+    tensors=3,
+    gradients=(0, 1),
+)

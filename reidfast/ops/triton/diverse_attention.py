@@ -290,7 +290,8 @@ def diverse_attention_backward(
     grad_overlap: Tensor | None,
     features: Tensor,
     logits: Tensor,
-    needs: Sequence[bool],
+    needs_features: bool,
+    needs_logits: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Gradients of features and logits; what ``reidfast::diverse_attention_backward`` runs on CUDA."""
     x, z = features.flatten(2), logits.flatten(2).contiguous()
@@ -303,12 +304,12 @@ def diverse_attention_backward(
         if grad is not None and tuple(grad.shape) != shape:
             raise RuntimeError(f"diverse_attention_backward: expected {name} {shape}, got {tuple(grad.shape)}")
     if not served(features, logits):
-        return plain_backward(grad_pooled, grad_attention, grad_overlap, features, logits, needs)
+        return plain_backward(grad_pooled, grad_attention, grad_overlap, features, logits, needs_features, needs_logits)
 
     grad_x = grad_z = None
-    if needs[0]:
+    if needs_features:
         grad_x = empty_map(features, features.shape, channel=1, channels_last=is_channels_last(features))
-    if needs[1]:
+    if needs_logits:
         grad_z = z.new_empty(logits.shape)
     pools = grad_pooled is not None and x.numel() > 0 and z.numel() > 0
     if grad_x is not None and not pools:
@@ -321,7 +322,7 @@ def diverse_attention_backward(
     parts = triton.cdiv(dim, chunk)
     with device_scope(x):
         share = z
-        if pools and any(needs):
+        if pools and (needs_features or needs_logits):
             g = grad_pooled.to(x.dtype).contiguous()
             if grad_z is not None:
                 share = z.new_empty((batch, parts, maps, cells), dtype=torch.float32)
@@ -349,7 +350,8 @@ def plain_backward(
     grad_overlap: Tensor | None,
     features: Tensor,
     logits: Tensor,
-    needs: Sequence[bool],
+    needs_features: bool,
+    needs_logits: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The same gradients in plain PyTorch, for what the kernels do not take."""
     wide = torch.promote_types(features.dtype, torch.float32)
@@ -357,7 +359,7 @@ def plain_backward(
     a = z.softmax(-1)
     d = torch.zeros_like(a)
     grad_x = grad_z = None
-    if needs[0]:
+    if needs_features:
         grad_x = empty_map(features, features.shape, channel=1, channels_last=is_channels_last(features)).zero_()
     if grad_pooled is not None:
         d = d + grad_pooled.to(wide) @ x
@@ -365,7 +367,7 @@ def plain_backward(
             grad_x.copy_((grad_pooled.to(wide).transpose(1, 2) @ a).view(features.shape))
     if grad_attention is not None:
         d = d + grad_attention.to(wide)
-    if needs[1]:
+    if needs_logits:
         gradient = a * (d - (a * d).sum(-1, keepdim=True))
         if grad_overlap is not None:
             root = torch.exp(0.5 * z.log_softmax(-1))

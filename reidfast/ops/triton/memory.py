@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from reidfast.ops._memory import MAX_TRITON_K
+from reidfast.ops._op import NoKernel
 from reidfast.ops.triton._common import TRITON_TYPES, autotune, bucket, device_scope, dot, narrow
 
 _PROGRAMS = 264  # two for each multiprocessor of the largest GPU; a constant, so that sums do not depend on the device
@@ -376,7 +376,7 @@ class _Problem:
         if torch.float64 in (x.dtype, bank.dtype):
             raise NotImplementedError(f"{op}: expected float32, float16 or bfloat16 on CUDA, got float64")
         if k > MAX_TRITON_K:
-            raise NotImplementedError(f"{op}: expected k of at most {MAX_TRITON_K} on CUDA, got k={k}")
+            raise NoKernel(f"{op}: expected k of at most {MAX_TRITON_K} on CUDA, got k={k}")
         self.flat = x.dim() == 2
         self.x = x.contiguous()
         self.bank = bank if bank.shape[-1] <= 1 or bank.stride(-1) == 1 else bank.contiguous()
@@ -475,24 +475,24 @@ def _grad_bank(p: _Problem, grad: Tensor, state: Tensor, picks: Tensor, weights:
 
 
 def memory_match_forward(
-    x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None, needs: list[bool]
+    x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None, needs_x: bool, needs_bank: bool
 ) -> tuple[Tensor | None, ...]:
     """``reidfast::memory_match_forward``."""
     p = _Problem("memory_match", x, bank, scale, metric, exclude, k)
-    out = _forward(p, k, None, False, needs[0], needs[1])
+    out = _forward(p, k, None, False, needs_x, needs_bank)
     return out.lse, out.logits, out.indices, out.state, out.shares, out.direction
 
 
 def memory_match_backward(
     grad_lse: Tensor, grad_logits: Tensor, x: Tensor, bank: Tensor, indices: Tensor, state: Tensor | None,
     shares: Tensor | None, direction: Tensor | None, scale: float, metric: str, exclude: Tensor | None,
-    needs: list[bool],
+    needs_x: bool, needs_bank: bool,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """``reidfast::memory_match_backward``."""
     p = _Problem("memory_match", x, bank, scale, metric, exclude)
     g, weights = grad_lse.float().contiguous(), grad_logits.float()
     grad_x = grad_bank = None
-    if needs[0] and direction is not None:
+    if needs_x and direction is not None:
         usable = (indices >= 0) & (weights != 0)  # a row that nothing flows to does no harm, NaN or not
         at = indices.clamp(min=0)
         rows = bank[at] if p.flat else bank[torch.arange(p.parts, device=x.device)[:, None, None], at]
@@ -500,7 +500,7 @@ def memory_match_backward(
         slope = scale if metric == "dot" else 2 * scale
         picked = (rows * (slope * weights).unsqueeze(-1)).masked_fill(~usable.unsqueeze(-1), 0).sum(-2)
         grad_x = (g.unsqueeze(-1) * direction + picked).to(x.dtype)
-    if needs[1] and state is not None and shares is not None:
+    if needs_bank and state is not None and shares is not None:
         whole = weights + (g.unsqueeze(-1) * shares).float()
         grad_bank = _grad_bank(p, g, state, indices.contiguous(), whole.contiguous())
     return grad_x, grad_bank
@@ -508,27 +508,41 @@ def memory_match_backward(
 
 def memory_loss_forward(
     x: Tensor, bank: Tensor, k: int | None, targets: Tensor | None, scale: float, metric: str,
-    exclude: Tensor | None, needs: list[bool],
+    exclude: Tensor | None, needs_x: bool, needs_bank: bool,
 ) -> tuple[Tensor | None, ...]:  # fmt: skip
     """``reidfast::memory_loss_forward``."""
     p = _Problem("memory_loss", x, bank, scale, metric, exclude, k or 1)
-    out = _forward(p, k or 1, targets, True, needs[0], needs[1])
+    out = _forward(p, k or 1, targets, True, needs_x, needs_bank)
     return out.loss, out.state, out.direction
 
 
 def memory_loss_backward(
     grad: Tensor, x: Tensor, bank: Tensor | None, loss: Tensor | None, state: Tensor | None,
     direction: Tensor | None, targets: Tensor | None, scale: float, metric: str, exclude: Tensor | None,
-    needs: list[bool],
+    needs_x: bool, needs_bank: bool,
 ) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
     """``reidfast::memory_loss_backward``."""
     grad_x = grad_bank = None
-    if needs[0] and direction is not None:
+    if needs_x and direction is not None:
         grad_x = (grad.unsqueeze(-1) * direction).to(x.dtype)
-    if needs[1] and bank is not None and loss is not None and state is not None and targets is not None:
+    if needs_bank and bank is not None and loss is not None and state is not None and targets is not None:
         p = _Problem("memory_loss", x, bank, scale, metric, exclude)
         g = grad.float().contiguous()
         weights = g * torch.expm1(-loss)  # d loss / d logit of the target is p - 1 = -(1 - e^-loss)
         picks = targets.expand(p.parts, p.queries).contiguous().unsqueeze(-1)
         grad_bank = _grad_bank(p, g, state, picks, weights)
     return grad_x, grad_bank
+
+
+def memory_match(
+    x: Tensor, bank: Tensor, k: int, scale: float, metric: str, exclude: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """``reidfast::memory_match``."""
+    return memory_match_forward(x, bank, k, scale, metric, exclude, False, False)[:3]
+
+
+def memory_loss(
+    x: Tensor, bank: Tensor, k: int | None, targets: Tensor | None, scale: float, metric: str, exclude: Tensor | None
+) -> Tensor | None:
+    """``reidfast::memory_loss``."""
+    return memory_loss_forward(x, bank, k, targets, scale, metric, exclude, False, False)[0]
