@@ -113,7 +113,7 @@ def environment(device: str = "cpu") -> dict[str, Any]:
     """What a figure depends on: processor, threads, versions, load, commit."""
     import subprocess
 
-    from reidfast.ops._extension import extension
+    from reidfast.ops import _library
 
     try:
         with open("/proc/cpuinfo") as lines:
@@ -136,8 +136,8 @@ def environment(device: str = "cpu") -> dict[str, Any]:
         "processor": processor,
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
-        "isa": extension.isa() if extension else "none",
-        "products": extension.product_library() if extension else "torch",
+        "isa": _library.isa() if _library.loaded else "none",
+        "products": _library.product_library(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "load_1min": round(os.getloadavg()[0], 2),

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from reidfast.ops import _backends
+from reidfast.ops._op import Op
+
 ROOT = Path(__file__).resolve().parents[1]
-BUILD = ROOT / "build" / f"cmake-cpu-{sys.implementation.cache_tag}"
+BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
 ASAN = os.environ.get("REID_CUDA_EMU_ASAN") == "1"
 
 
@@ -35,7 +38,7 @@ def build(target: str = "cuda_emu") -> Path:
     )
     if done.returncode:
         raise RuntimeError(f"building {target} failed:\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}")
-    return BUILD / f"libreidfast_{target}.so"
+    return BUILD / "cpu" / f"libreidfast_{target}.so"
 
 
 @functools.cache
@@ -44,6 +47,11 @@ def _load() -> None:
 
 
 def emulated(op: str) -> Callable:
-    """The op's CUDA implementation (autograd included) for CPU tensors: ``torch.ops.reidfast_emu.<op>``."""
+    """The op's CUDA implementation for CPU tensors: differentiable where the op is, else ``torch.ops.reidfast_emu``."""
     _load()
-    return getattr(torch.ops.reidfast_emu, op).default
+    entry = _backends.ENTRIES.get(op)
+    if isinstance(entry, Op):
+        return entry.bind(torch.ops.reidfast_emu)
+    return getattr(
+        torch.ops.reidfast_emu if hasattr(torch.ops.reidfast_emu, op) else torch.ops.reidfast_eval_emu, op
+    ).default

@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reidfast.ops import _extension
-from reidfast.ops._backends import Dispatch
+from reidfast.evaluation._dispatch import Dispatch
+from reidfast.ops import _library
 
 COSINE, EUCLIDEAN, SQEUCLIDEAN, DOT = range(4)
 CHUNK = 512  # columns of D per product
@@ -214,7 +214,7 @@ class _ThresholdTable:
 
 def count_below_op(device: torch.device) -> Callable[..., None] | None:
     """The kernel that counts on ``device`` (csrc/cuda/count_below.cu), or None where it was not built."""
-    return torch.ops.reidfast.eval_count_below.default if device.type == "cuda" and _extension.has_cuda else None
+    return torch.ops.reidfast_eval.count_below.default if device.type == "cuda" and _library.has_cuda else None
 
 
 class _DeviceCounts:
@@ -544,7 +544,7 @@ _MATRIX_REASON = "works on distances, not on features; torch and a counting kern
 
 def _dispatch(name: str, reference: Callable[..., Any], features: bool = True) -> Dispatch:
     return Dispatch(
-        f"eval_{name}",
+        name,
         reference=reference,
         triton=_on_kernels(reference) if features and not TRITON_REASON else None,
         triton_reason=TRITON_REASON if features else _MATRIX_REASON,

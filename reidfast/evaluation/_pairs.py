@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from reidfast.evaluation._dispatch import Dispatch
 from reidfast.evaluation._inputs import Labels
-from reidfast.ops._backends import Dispatch
 
 Ints = NDArray[np.int64]
 JUNK = -1  # gallery pid that counts for nobody
@@ -91,7 +91,7 @@ def _find_pairs(
     return tuple(torch.from_numpy(x) for x in (offsets(size), column, valid, query, order, start, size))
 
 
-FIND_PAIRS = Dispatch("eval_find_pairs", reference=_find_pairs, triton_reason=HOST_ONLY, native_cuda=False)
+FIND_PAIRS = Dispatch("find_pairs", reference=_find_pairs, triton_reason=HOST_ONLY, native_cuda=False)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from reidfast.evaluation import _engine
-from reidfast.ops._backends import Dispatch
+from reidfast.evaluation._dispatch import Dispatch
 
 __all__ = ["DISTANCES", "ENCODE", "FINAL", "JACCARD", "NEIGHBOURS", "NEIGHBOURS_FROM_DISTANCES", "SETTLE"]
 

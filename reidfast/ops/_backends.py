@@ -35,13 +35,13 @@ class Entry(Protocol):
         """The implementation of a backend."""
 
 
-_ENTRIES: dict[str, Entry] = {}
+ENTRIES: dict[str, Entry] = {}
 _forced: str | None = None
 
 
 def add(entry: Entry) -> None:
     """List an op in ``backends()`` and let ``use_backend`` reach it."""
-    _ENTRIES[entry.name] = entry
+    ENTRIES[entry.name] = entry
     entry.choose(_forced)
 
 
@@ -69,7 +69,7 @@ def backends() -> dict[str, dict[str, dict[str, str]]]:
         other devices are served by the reference.
     """
     table: dict[str, dict[str, dict[str, str]]] = {}
-    for name, entry in sorted(_ENTRIES.items()):
+    for name, entry in sorted(ENTRIES.items()):
         table[name] = {}
         for device in DEVICES:
             row = {"serves": _serving(entry, device)}
@@ -84,9 +84,9 @@ def implementations(op: str, device: str = "cpu") -> dict[str, Callable[..., Any
     Raises:
         ValueError: ``op`` is not the name of an op.
     """
-    if op not in _ENTRIES:
-        raise ValueError(f"implementations: expected one of {', '.join(sorted(_ENTRIES))}, got {op!r}")
-    entry = _ENTRIES[op]
+    if op not in ENTRIES:
+        raise ValueError(f"implementations: expected one of {', '.join(sorted(ENTRIES))}, got {op!r}")
+    entry = ENTRIES[op]
     return {b: entry.kernel(b) for b in reversed(BACKENDS) if not entry.reasons(b, device)}
 
 
@@ -99,7 +99,7 @@ def _check(name: str, origin: str) -> str:
 def _force(name: str | None) -> None:
     global _forced
     _forced = name
-    for entry in _ENTRIES.values():
+    for entry in ENTRIES.values():
         entry.choose(name)
 
 

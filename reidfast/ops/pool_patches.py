@@ -8,8 +8,8 @@ from functools import partial
 
 from torch import Tensor
 
-from reidfast.ops._patches import backward_fake, check_patches, patch_size
 from reidfast.ops._op import Op
+from reidfast.ops._patches import backward_fake, check_patches, patch_size
 from reidfast.ops.reference.pool_patches import pool_patches as _reference
 
 

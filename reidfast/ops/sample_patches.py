@@ -9,8 +9,8 @@ from functools import partial
 from torch import Tensor
 
 from reidfast.ops._layout import empty_map, is_channels_last
-from reidfast.ops._patches import backward_fake, check_patches, patch_size
 from reidfast.ops._op import Op
+from reidfast.ops._patches import backward_fake, check_patches, patch_size
 from reidfast.ops.reference.sample_patches import sample_patches as _reference
 
 

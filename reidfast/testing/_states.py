@@ -24,16 +24,16 @@ def threads(count: int) -> Iterator[None]:
 @contextmanager
 def isa(name: str) -> Iterator[None]:
     """Run the CPU kernels in "default", "avx2" or "avx512"; ValueError where this processor lacks it."""
-    from reidfast.ops._extension import extension
+    from reidfast.ops import _library
 
-    if extension is None:
-        raise ValueError("isa: reidfast._C is not built here")
-    before = extension.isa()
-    extension.set_isa(name)
+    if not _library.loaded:
+        raise ValueError("isa: the native library is not built here")
+    before = _library.isa()
+    _library.set_isa(name)
     try:
         yield
     finally:
-        extension.set_isa(before)
+        _library.set_isa(before)
 
 
 @contextmanager

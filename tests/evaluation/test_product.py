@@ -10,18 +10,18 @@ import sys
 import pytest
 import torch
 
-from reidfast.ops import _extension
+from reidfast.ops import _library
 
-pytestmark = pytest.mark.skipif(_extension.extension is None, reason="needs the compiled extension")
+pytestmark = pytest.mark.skipif(not _library.loaded, reason="needs the compiled extension")
 
 SCRIPT = """
 import torch
 from reidfast.evaluation import search
-from reidfast.ops import _extension, memory_loss
+from reidfast.ops import _library, memory_loss
 from reidfast.testing import threads
 
 generator = torch.Generator().manual_seed(0)
-print(_extension.extension.product_library())
+print(_library.product_library())
 
 def close(got, wanted, scale):
     assert ((got.double() - wanted).abs() <= 1e-6 * scale).all(), (got.double() - wanted).abs().max()

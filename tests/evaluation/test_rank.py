@@ -18,7 +18,7 @@ from reidfast.evaluation import _engine, rank, rank_distances, reference, search
 from reidfast.testing import peak_memory
 
 METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
-needs_native = pytest.mark.skipif(reidfast.ops._extension.extension is None, reason="the compiled part is not there")
+needs_native = pytest.mark.skipif(not reidfast.ops._library.loaded, reason="the compiled part is not there")
 
 
 def exact_distances(q: np.ndarray, g: np.ndarray, metric: str) -> np.ndarray:
@@ -39,7 +39,7 @@ def shown(q, g, metric):
 
 @pytest.fixture(params=["native", "reference"])
 def backend(request):
-    if request.param == "native" and reidfast.ops._extension.extension is None:
+    if request.param == "native" and not reidfast.ops._library.loaded:
         pytest.skip("the compiled part is not there")
     with reidfast.use_backend(request.param):
         yield request.param

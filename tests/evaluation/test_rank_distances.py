@@ -24,7 +24,7 @@ BACKENDS = ("native", "reference")
 
 @pytest.fixture(params=BACKENDS)
 def backend(request):
-    if request.param == "native" and reidfast.ops._extension.extension is None:
+    if request.param == "native" and not reidfast.ops._library.loaded:
         pytest.skip("the compiled part is not there")
     with reidfast.use_backend(request.param):
         yield request.param

@@ -14,7 +14,7 @@ from reidfast.evaluation._rerank_variants import VARIANTS
 from reidfast.evaluation.reranking import _Settings
 from reidfast.testing import make_embeddings
 
-pytestmark = pytest.mark.skipif(reidfast.ops._extension.extension is None, reason="the compiled part is not there")
+pytestmark = pytest.mark.skipif(not reidfast.ops._library.loaded, reason="the compiled part is not there")
 
 
 def people(rows, dim, seed=0, per_identity=6):

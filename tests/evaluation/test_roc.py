@@ -20,7 +20,7 @@ POINTS = (0.0, 1e-3, 0.01, 0.1, 0.5, 1.0)
 @pytest.mark.parametrize("metric", ["cosine", "dot"])
 @pytest.mark.parametrize("values", [3, 1000])
 def test_equals_sorted_pairs(backend, dtype, metric, values):
-    if backend == "native" and reidfast.ops._extension.extension is None:
+    if backend == "native" and not reidfast.ops._library.loaded:
         pytest.skip("the compiled part is not there")
     rng = np.random.default_rng(values)
     x, y = (rng.integers(-values, values + 1, (n, 6)).astype(dtype) for n in (40, 130))

@@ -10,8 +10,6 @@ No atomics; the order of every sum depends on the shapes alone, also under autot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl

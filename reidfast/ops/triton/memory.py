@@ -19,6 +19,8 @@ from torch import Tensor
 from reidfast.ops._op import NoKernel
 from reidfast.ops.triton._common import TRITON_TYPES, autotune, bucket, device_scope, dot, narrow
 
+MAX_K = 128  # more are not kept in registers
+
 _PROGRAMS = 264  # two for each multiprocessor of the largest GPU; a constant, so that sums do not depend on the device
 _MIN_PIECE = 256  # rows: fewer, and merging would cost more than it spreads
 _MAX_CANDIDATES = 512  # of all pieces together: one program merges them in registers
@@ -374,9 +376,9 @@ class _Problem:
         self, op: str, x: Tensor, bank: Tensor, scale: float, metric: str, exclude: Tensor | None, k: int = 1
     ) -> None:
         if torch.float64 in (x.dtype, bank.dtype):
-            raise NotImplementedError(f"{op}: expected float32, float16 or bfloat16 on CUDA, got float64")
-        if k > MAX_TRITON_K:
-            raise NoKernel(f"{op}: expected k of at most {MAX_TRITON_K} on CUDA, got k={k}")
+            raise NoKernel(f"{op}: expected float32, float16 or bfloat16 on CUDA, got float64")
+        if k > MAX_K:
+            raise NoKernel(f"{op}: expected k of at most {MAX_K} on CUDA, got k={k}")
         self.flat = x.dim() == 2
         self.x = x.contiguous()
         self.bank = bank if bank.shape[-1] <= 1 or bank.stride(-1) == 1 else bank.contiguous()
