@@ -9,6 +9,8 @@ Environment:
                              fail; 0: CPU only. Whether a GPU is present is never asked.
     TORCH_CUDA_ARCH_LIST     Architectures, as torch spells them: "8.0;9.0a+PTX" or names ("Ampere;Hopper"). Default:
                              those of the GPUs in this machine, else 7.5;8.0;8.6;8.9;9.0;10.0;12.0+PTX.
+    REIDFAST_LIBRARIES       Folder with libreidfast.so (and libreidfast_cuda.so) that were built already: they serve
+                             every Python and torch, so that only reidfast._C is built here, without torch.
     REIDFAST_BUILD_DIR       Where CMake builds. CMAKE_ARGS, CMAKE_CXX_COMPILER_LAUNCHER and MAX_JOBS are passed on.
 """
 
@@ -155,6 +157,10 @@ class CMakeBuild(build_ext):
         if wish == "0":
             info["native_reason"] = info["cuda_reason"] = "REIDFAST_NATIVE=0 when this copy was built"
         else:
+            if libraries := os.environ.get("REIDFAST_LIBRARIES"):
+                info |= self.take(Path(libraries), target)
+                (target / "_build_info.json").write_text(json.dumps(info, indent=1) + "\n")
+                return
             try:
                 import torch
             except ImportError as error:
@@ -163,12 +169,9 @@ class CMakeBuild(build_ext):
             if goal := os.environ.get("REIDFAST_TARGET"):  # one target for the tests, nothing installed
                 self.cmake(torch, with_cuda, [goal])
                 return
-            suffix = sysconfig.get_config_var("EXT_SUFFIX")
             build = self.cmake(torch, False, ["reidfast", "_C"])
             install(build / "libreidfast.so", target)
-            for old in target.glob("_C*.so"):
-                old.unlink()
-            install(build / f"_C{suffix}", target)
+            install_module(build, target)
             info["torch"] = torch.__version__
             if with_cuda:
                 try:
@@ -184,6 +187,18 @@ class CMakeBuild(build_ext):
                 (target / "libreidfast_cuda.so").unlink(missing_ok=True)
         (target / "_build_info.json").write_text(json.dumps(info, indent=1) + "\n")
 
+    def take(self, libraries: Path, target: Path) -> dict:
+        """Install libraries that were built already, and the module for this Python."""
+        if not (libraries / "libreidfast.so").is_file():
+            raise BuildError(f"REIDFAST_LIBRARIES: expected a folder with libreidfast.so, got {libraries}")
+        install(libraries / "libreidfast.so", target)
+        install_module(self.cmake(None, False, ["_C"]), target)
+        if with_cuda := (libraries / "libreidfast_cuda.so").is_file():
+            install(libraries / "libreidfast_cuda.so", target)
+        else:
+            (target / "libreidfast_cuda.so").unlink(missing_ok=True)
+        return {"cuda": with_cuda, "cuda_reason": "" if with_cuda else "this is the CPU build of reidfast"}
+
     def cmake(self, torch, with_cuda: bool, goals: list[str]) -> Path:
         """Build targets; returns the folder they are in."""
         import pybind11
@@ -194,11 +209,10 @@ class CMakeBuild(build_ext):
         default = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
         build = Path(os.environ.get("REIDFAST_BUILD_DIR", default)) / ("cuda" if with_cuda else "cpu")
         build.mkdir(parents=True, exist_ok=True)
-        folder = Path(torch.__file__).parent
-        includes = [folder / "include", folder / "include" / "torch" / "csrc" / "api" / "include"]
+        folder = Path(torch.__file__).parent if torch else Path()
         arguments = [
-            f"-DREIDFAST_TORCH_INCLUDES={';'.join(map(str, includes))}",
-            f"-DREIDFAST_TORCH_LIB={folder / 'lib'}",
+            f"-DREIDFAST_TORCH_INCLUDES={folder / 'include' if torch else ''}",
+            f"-DREIDFAST_TORCH_LIB={folder / 'lib' if torch else ''}",
             f"-DREIDFAST_PYTHON_INCLUDE={sysconfig.get_path('include')}",
             f"-DREIDFAST_PYBIND11_INCLUDE={pybind11.get_include()}",
             f"-DREIDFAST_EXT_SUFFIX={sysconfig.get_config_var('EXT_SUFFIX')}",
@@ -219,6 +233,12 @@ class CMakeBuild(build_ext):
 
     def get_outputs(self):
         return []
+
+
+def install_module(build: Path, target: Path) -> None:
+    for old in target.glob("_C*.so"):
+        old.unlink()
+    install(build / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}", target)
 
 
 def install(source: Path, target: Path) -> None:

@@ -147,8 +147,10 @@ template <typename Error, typename... Parts>
   throw Error(out.str());
 }
 
-#define REID_CHECK_AS(error, condition, ...) \
-  if (!(condition)) ::reidfast::fail<error>(__VA_ARGS__)
+#define REID_CHECK_AS(error, condition, ...)                \
+  do {                                                      \
+    if (!(condition)) ::reidfast::fail<error>(__VA_ARGS__); \
+  } while (false)
 #define REID_CHECK(condition, ...) REID_CHECK_AS(std::runtime_error, condition, __VA_ARGS__)
 #define REID_CHECK_VALUE(condition, ...) REID_CHECK_AS(std::invalid_argument, condition, __VA_ARGS__)
 #define REID_CHECK_INDEX(condition, ...) REID_CHECK_AS(std::out_of_range, condition, __VA_ARGS__)
@@ -268,10 +270,10 @@ inline Tensor empty(IntList sizes, const Options& options) {
 // Of the sizes and strides of x, which is dense.
 inline Tensor empty_like(const Tensor& x) { return empty_strided(x.sizes(), x.strides(), x.options()); }
 inline Tensor zeros(IntList sizes, const Options& options) { return empty(sizes, options).zero_(); }
-inline Tensor full(IntList sizes, int64_t value, const Options& options) {
+inline Tensor full(IntList sizes, double value, const Options& options) {
   Tensor out = empty(sizes, options);
   Tensor::Base base = out;
-  torch::stable::fill_(base, static_cast<double>(value));
+  torch::stable::fill_(base, value);
   return out;
 }
 

@@ -513,15 +513,6 @@ def single_shot_chance(closer: Tensor, ptr: Tensor, sizes: Tensor, max_rank: int
     return out
 
 
-def single_shot(
-    distances: Tensor, ptr: Tensor, values: Tensor, columns: Tensor, identity: Tensor, sizes: Tensor, own: Tensor,
-    max_rank: int,
-) -> Tensor:  # fmt: skip
-    """Both in one, for a process that holds the whole gallery."""
-    closer = single_shot_closer(distances, ptr, values, columns, identity, len(sizes), own)
-    return single_shot_chance(closer, ptr, sizes, max_rank)
-
-
 def _on_kernels(function: Callable[..., Any]) -> Callable[..., Any]:
     """The same on the Triton kernels: float32 rows are packed and multiplied by them."""
 
@@ -561,6 +552,5 @@ NEAREST_FEATURES = _dispatch("nearest_features", nearest_features)
 SORT_NEAREST = _dispatch("sort_nearest", sort_nearest, features=False)
 HISTOGRAM_FEATURES = _dispatch("histogram_features", histogram_features)
 DENSE_DISTANCES = _dispatch("dense_distances", dense_distances)
-SINGLE_SHOT = _dispatch("single_shot", single_shot, features=False)
 SINGLE_SHOT_CLOSER = _dispatch("single_shot_closer", single_shot_closer, features=False)
 SINGLE_SHOT_CHANCE = _dispatch("single_shot_chance", single_shot_chance, features=False)

@@ -379,13 +379,14 @@ def _single_shot(
         columns = tensor(thresholds.column[mine] - thresholds.first)
         with together(ranks):
             d = rows(q0, q1).cpu().contiguous()
-        if ranks.size == 1:
-            curve = _engine.SINGLE_SHOT.on["cpu"](d, ptr, values, columns, tensor(who.index), sizes, own, max_rank)
-            out[q0 - begin : q1 - begin] = curve.numpy()
-            continue
         shape = len(values), len(sizes)
         count = _engine.SINGLE_SHOT_CLOSER.on["cpu"]
-        closer = count(d, ptr, values, columns, tensor(who.index), len(sizes), own).numpy().reshape(-1)
+        counted = count(d, ptr, values, columns, tensor(who.index), len(sizes), own)
+        if ranks.size == 1:
+            curve = _engine.SINGLE_SHOT_CHANCE.on["cpu"](counted, ptr, sizes, max_rank)
+            out[q0 - begin : q1 - begin] = curve.numpy()
+            continue
+        closer = counted.numpy().reshape(-1)
         some = np.flatnonzero(closer)
         where, counts = ranks.concatenate(some), ranks.concatenate(closer[some])
         if number % ranks.size == ranks.rank:
@@ -437,10 +438,12 @@ def _single_shot_matrix(
 
 
 def _shot_step(ranks: Solo, pairs: Pairs, thresholds: _Thresholds, who: _Identities) -> int:
-    """Queries at a time: their distances and, over several processes, their counts within _SHOT_BYTES. Same on all."""
+    """Queries at a time: their distances and their counts per identity within _SHOT_BYTES. Same on all processes."""
     columns = ranks.starts(pairs.columns)[1]
-    wide = 8 * columns if ranks.size == 1 else 8 * columns + 12 * len(who.ids) * int(np.diff(thresholds.ptr).max())
-    return max(1 if ranks.size > 1 else 128, _SHOT_BYTES // max(1, wide) // 128 * 128)
+    most = int(np.diff(thresholds.ptr).max(initial=0))
+    wide = 8 * columns + (4 if ranks.size == 1 else 12) * len(who.ids) * most
+    step = _SHOT_BYTES // max(1, wide)
+    return max(1, step // 128 * 128 or step)
 
 
 def _finish(

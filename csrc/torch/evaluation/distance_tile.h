@@ -11,8 +11,6 @@
 // Which tile a row falls into, where in it, which shard of the gallery and how many threads changes nothing.
 #pragma once
 
-#include <ATen/ops/from_blob.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
@@ -51,8 +49,7 @@ struct Rows {
 // `fn` run on one thread each and their bits do not depend on how many there are.
 template <typename Fn>
 void for_each_task(int64_t n, const Fn& fn) {
-  at::parallel_for(0, std::max<int64_t>(n, 2), 1, [&](int64_t begin, int64_t end) {
-    at::AutoDispatchBelowADInplaceOrView guard;
+  parallel_for(0, std::max<int64_t>(n, 2), 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < std::min(end, n); ++i) fn(i);
   });
 }
@@ -68,12 +65,12 @@ int64_t tile_columns() {
       for_each_task(1, [&](int64_t) {
         for (const int64_t height : {int64_t{32}, kTileRows}) {
           for (const int64_t k : {int64_t{37}, kChunk}) {
-            Tensor a = at::empty({height, k}, c10::CppTypeToScalarType<T>::value);
-            Tensor b = at::empty({width, k}, c10::CppTypeToScalarType<T>::value);
+            Tensor a = empty({height, k}, cpu_options(dtype_of<T>()));
+            Tensor b = empty({width, k}, cpu_options(dtype_of<T>()));
             for (Tensor* x : {&a, &b})
               for (int64_t i = 0; i < x->numel(); ++i)
                 x->template mutable_data_ptr<T>()[i] = static_cast<T>(std::sin(0.7 * static_cast<double>(i % k) + 1.0));
-            const Tensor c = at::empty({height, width}, a.options());
+            const Tensor c = empty({height, width}, a.options());
             product_into(c, a, b, /*accumulate=*/false);
             const T* values = c.template const_data_ptr<T>();
             for (int64_t i = 0; i < c.numel(); ++i)
@@ -103,7 +100,7 @@ class Panel {
   Panel(int64_t rows, int64_t tile_rows, int64_t dim)
       : tile_rows_(tile_rows),
         dim_(dim),
-        data_(at::empty({round_up(rows, tile_rows) * std::max<int64_t>(dim, 1)}, c10::CppTypeToScalarType<T>::value)),
+        data_(empty({round_up(rows, tile_rows) * std::max<int64_t>(dim, 1)}, cpu_options(dtype_of<T>()))),
         square_(round_up(rows, tile_rows)) {}
 
   // Packs rows [begin, begin + n) of `rows`, behind the first `after` that are there. Returns the first that cannot be
@@ -137,7 +134,7 @@ class Panel {
   // [tile_rows, width] of chunk `k0`, as a tensor without storage of its own.
   Tensor chunk(int64_t tile, int64_t k0, int64_t width) const {
     T* data = const_cast<T*>(data_.template const_data_ptr<T>()) + tile * tile_rows_ * dim_ + tile_rows_ * k0;
-    return at::from_blob(data, {tile_rows_, width}, c10::CppTypeToScalarType<T>::value);
+    return from_blob(data, tile_rows_, width);
   }
 
  private:
@@ -145,7 +142,7 @@ class Panel {
   void pack_rows(const S* x, const Rows& rows, int64_t begin, int64_t after, T* data, Metric metric,
                  std::atomic<int64_t>& bad) {
     const int64_t step = rows.x.stride(1), row_step = rows.x.stride(0);
-    at::parallel_for(after, tiles_ * tile_rows_, grain(dim_ * sizeof(T)), [&](int64_t first, int64_t last) {
+    parallel_for(after, tiles_ * tile_rows_, grain(dim_ * sizeof(T)), [&](int64_t first, int64_t last) {
       for (int64_t i = first; i < last; ++i) {
         const S* source = i < n_ ? x + rows.row(begin + i - after) * row_step : nullptr;
         double sq = 0.0, scale = 1.0;
@@ -209,8 +206,7 @@ class Panel {
 template <typename T>
 void distance_tile(const Panel<T>& query, int64_t query_tile, const Panel<T>& gallery, int64_t gallery_tile,
                    Metric metric, T* out, int64_t ld) {
-  const Tensor c =
-      at::from_blob(out, {query.tile_rows(), gallery.tile_rows()}, {ld, 1}, c10::CppTypeToScalarType<T>::value);
+  const Tensor c = from_blob(out, {query.tile_rows(), gallery.tile_rows()}, {ld, 1});
   Tensor sum = query.dim() > 0 ? Tensor() : c.zero_();
   for (int64_t k0 = 0; k0 < query.dim(); k0 += kChunk) {
     const int64_t width = std::min(kChunk, query.dim() - k0);
@@ -238,7 +234,7 @@ struct BadInput {
   BadRow bad;
   explicit operator bool() const { return static_cast<bool>(bad); }
   Tensor tensor() const {
-    Tensor t = at::empty({3}, at::kLong);
+    Tensor t = empty({3}, cpu_options(kLong));
     int64_t* p = t.mutable_data_ptr<int64_t>();
     p[0] = side, p[1] = bad.kind, p[2] = bad.row;
     return t;
@@ -256,12 +252,13 @@ BadInput for_each_block(const Rows& query, const Rows& gallery, Metric metric, B
   BadInput stop;
   if (query.n == 0 || gallery.n == 0) return stop;
   Panel<T> query_panel(queries, height, dim), gallery_panel(columns, width, dim);
-  Tensor buffer = at::empty({queries * columns}, c10::CppTypeToScalarType<T>::value);
+  Tensor buffer = empty({queries * columns}, cpu_options(dtype_of<T>()));
   T* block = buffer.template mutable_data_ptr<T>();
   for (int64_t q0 = 0; q0 < query.n; q0 += queries) {
     const int64_t nq = std::min(queries, query.n - q0);
     if ((stop.bad = query_panel.pack(query, q0, nq, metric))) return stop;
     for (int64_t g0 = 0; g0 < gallery.n; g0 += columns) {
+      check_interrupt();
       const int64_t ng = std::min(columns, gallery.n - g0);
       stop.side = 1;
       if ((stop.bad = gallery_panel.pack(gallery, g0, ng, metric))) return stop;
