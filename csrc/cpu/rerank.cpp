@@ -133,15 +133,10 @@ int64_t shared(const int32_t* x, int64_t m, const int32_t* y, int64_t n) {
   return count;
 }
 
-float pair_distance(const PairSource& p, int64_t i, int64_t j) {
-  const int64_t q = p.queries;
-  if (p.q_g) {  // column i of [[qq, qg], [qg^T, gg]]
-    if (i < q) return j < q ? p.q_q[j * q + i] : p.q_g[i * p.galleries + (j - q)];
-    return j < q ? p.q_g[j * p.galleries + (i - q)] : p.g_g[(j - q) * p.galleries + (i - q)];
-  }
+float pair_distance(const RerankPairs& p, int64_t i, int64_t j) {
+  if (p.from_blocks) return rerank_block_distance(p, i, j);
   if (i == j) return 0.0f;
-  const float* x = i < q ? p.query + i * p.dim : p.gallery + (i - q) * p.dim;
-  const float* y = j < q ? p.query + j * p.dim : p.gallery + (j - q) * p.dim;
+  const float *x = rerank_item(p, i), *y = rerank_item(p, j);
   if (p.inverse_norm) {
     const double cosine = dot(x, y, p.dim) * p.inverse_norm[i] * p.inverse_norm[j];
     return std::max(0.0f, static_cast<float>(1.0 - cosine));
@@ -180,17 +175,18 @@ void rerank_offer_columns(const DistanceBlock& block, const NeighbourLists& list
   block.square ? offer_columns<true>(block, lists, begin, end) : offer_columns<false>(block, lists, begin, end);
 }
 
-void rerank_half_sets(const int32_t* ids, int64_t k, int64_t half, int64_t begin, int64_t end, int32_t* sets,
+void rerank_half_sets(const int32_t* ids, int64_t k, int64_t k1_half, int64_t begin, int64_t end, int32_t* sets,
                       int32_t* sizes) {
-  for (int64_t j = begin; j < end; ++j) sizes[j] = static_cast<int32_t>(reciprocal(ids, k, half, j, sets + j * half));
+  for (int64_t j = begin; j < end; ++j)
+    sizes[j] = static_cast<int32_t>(reciprocal(ids, k, k1_half, j, sets + j * k1_half));
 }
 
 void rerank_set_row(const int32_t* ids, int64_t k, const int32_t* half_sets, const int32_t* half_sizes,
                     const RerankOptions& options, int64_t i, int32_t* columns, int64_t* size) {
-  const int64_t own = reciprocal(ids, k, options.near, i, columns);
+  const int64_t own = reciprocal(ids, k, options.k1, i, columns);
   int64_t n = own;
   for (int64_t a = 0; a < own; ++a) {
-    const int32_t* other = half_sets + columns[a] * options.half;
+    const int32_t* other = half_sets + columns[a] * options.k1_half;
     const int64_t count = half_sizes[columns[a]];
     if (rerank_joins(shared(other, count, columns, own), count)) n = std::copy_n(other, count, columns + n) - columns;
   }
@@ -200,7 +196,7 @@ void rerank_set_row(const int32_t* ids, int64_t k, const int32_t* half_sets, con
 }
 
 void rerank_weight_row(const int32_t* ids, const float* distances, const float* largest, int64_t k,
-                       const PairSource& pairs, const RerankOptions& options, int64_t i, const int32_t* columns,
+                       const RerankPairs& pairs, const RerankOptions& options, int64_t i, const int32_t* columns,
                        int64_t n, float* weights) {
   float least = INFINITY;
   for (int64_t e = 0; e < n; ++e) {
@@ -226,10 +222,10 @@ void rerank_weight_row(const int32_t* ids, const float* distances, const float* 
     for (int64_t e = 0; e < n; ++e) weights[e] = half(weights[e]);
 }
 
-void rerank_expand_row(const int32_t* ids, int64_t k, const SparseRows& v, int64_t n, const RerankOptions& options,
+void rerank_expand_row(const int32_t* ids, int64_t k, const RerankRows& v, int64_t n, const RerankOptions& options,
                        int64_t i, float* sum, uint64_t* bits, int32_t* columns, float* values, int64_t* size) {
   int64_t lists = 0;
-  for (int64_t a = 0; a < std::min(options.expand, k); ++a) {
+  for (int64_t a = 0; a < std::min(options.k2, k); ++a) {
     const int32_t j = ids[i * k + a];
     if (j < 0) continue;
     ++lists;
@@ -250,7 +246,7 @@ void rerank_expand_row(const int32_t* ids, int64_t k, const SparseRows& v, int64
   *size = at;
 }
 
-void rerank_jaccard_row(const SparseRows& v, const SparseRows& inverse, int64_t targets, bool store_half, int64_t i,
+void rerank_jaccard_row(const RerankRows& v, const RerankRows& inverse, int64_t targets, bool store_half, int64_t i,
                         float* sum, uint64_t* bits, int32_t* columns, float* distances, int64_t* size) {
   const int64_t first = v.indptr[i], last = v.indptr[i + 1];
   int64_t additions = 0;
@@ -288,8 +284,7 @@ void rerank_jaccard_row(const SparseRows& v, const SparseRows& inverse, int64_t 
   else
     for (int64_t j = 0; j < targets; ++j) keep(j);
   for (int64_t e = 0; e < n; ++e) {
-    const float m = distances[e];
-    const float d = store_half ? half(1.0f - half(m / half(2.0f - m))) : 1.0f - m / (2.0f - m);
+    const float d = rerank_jaccard_distance(distances[e], store_half, half);
     distances[e] = std::max(d, 0.0f);
   }
   *size = n;
@@ -316,7 +311,7 @@ void rerank_clamp(float* x, int64_t n) {
 }
 
 void rerank_final_row(float* d, int64_t n, int64_t g0, float largest, double lambda_, bool blend_raw,
-                      const RerankOptions& options, const SparseRows& jaccard, int64_t first, int64_t last,
+                      const RerankOptions& options, const RerankRows& jaccard, int64_t first, int64_t last,
                       float* scratch) {
   const float lambda = static_cast<float>(lambda_);
   const float rest = options.store_half ? half(static_cast<float>(1.0 - lambda_)) : static_cast<float>(1.0 - lambda_);

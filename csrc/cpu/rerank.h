@@ -31,23 +31,6 @@ struct DistanceBlock {
   bool triangle;  // offer the pairs above the diagonal alone: the block is square and stands on it
 };
 
-// Distances of single pairs b(i, j), i's view of j: from features (d2 null: base distance, features [n_query, dim] and
-// [n - n_query, dim]) or from the three blocks q_g [Q, G], q_q [Q, Q], g_g [G, G] (column i of the whole).
-struct PairSource {
-  const float *query, *gallery;
-  const double* inverse_norm;  // [n] for the cosine, else null
-  int64_t dim;
-  const float *q_g, *q_q, *g_g;
-  int64_t queries, galleries;
-};
-
-// Sparse rows: columns and values [indptr[i], indptr[i+1]), columns ascending.
-struct SparseRows {
-  const int64_t* indptr;
-  const int32_t* column;
-  const float* value;
-};
-
 }  // namespace reidfast::cpu
 
 REID_CPU_DECLARE(
@@ -56,28 +39,28 @@ REID_CPU_DECLARE(
     // ... and its rows to the lists of its columns [begin, end).
     void rerank_offer_columns(const DistanceBlock& block, const NeighbourLists& lists, int64_t begin, int64_t end);
 
-    // Small neighbourhoods H(j), j in [begin, end): sets [n, half] ascending, sizes [n]. ids [n, k], -1 = none.
-    void rerank_half_sets(const int32_t* ids, int64_t k, int64_t half, int64_t begin, int64_t end, int32_t* sets,
+    // Small neighbourhoods H(j), j in [begin, end): sets [n, k1_half] ascending, sizes [n]. ids [n, k], -1 = none.
+    void rerank_half_sets(const int32_t* ids, int64_t k, int64_t k1_half, int64_t begin, int64_t end, int32_t* sets,
                           int32_t* sizes);
 
-    // Expanded neighbourhood R*(i): columns ascending, *size of them. columns [near * (half + 1)].
+    // Expanded neighbourhood R*(i): columns ascending, *size of them. columns [k1 * (k1_half + 1)].
     void rerank_set_row(const int32_t* ids, int64_t k, const int32_t* half_sets, const int32_t* half_sizes,
                         const RerankOptions& options, int64_t i, int32_t* columns, int64_t* size);
 
     // Weights of a set of n columns, sum 1. distances [n items, k] those of ids.
     void rerank_weight_row(const int32_t* ids, const float* distances, const float* largest, int64_t k,
-                           const PairSource& pairs, const RerankOptions& options, int64_t i, const int32_t* columns,
+                           const RerankPairs& pairs, const RerankOptions& options, int64_t i, const int32_t* columns,
                            int64_t n, float* weights);
 
-    // Local query expansion of row i: mean of the rows of its first `options.expand` neighbours, *size entries.
+    // Local query expansion of row i: mean of the rows of its first `options.k2` neighbours, *size entries.
     // sum [n] zero, bits [n / 64 + 1] zero; both are left zero.
-    void rerank_expand_row(const int32_t* ids, int64_t k, const SparseRows& v, int64_t n, const RerankOptions& options,
+    void rerank_expand_row(const int32_t* ids, int64_t k, const RerankRows& v, int64_t n, const RerankOptions& options,
                            int64_t i, float* sum, uint64_t* bits, int32_t* columns, float* values, int64_t* size);
 
     // Jaccard distances of row i of v to all rows in `inverse` (v by columns; its entries hold row - offset in
     // [0, targets)) with which it shares weight, ascending: *size of them. columns, distances [targets]; sum [targets],
     // bits as above.
-    void rerank_jaccard_row(const SparseRows& v, const SparseRows& inverse, int64_t targets, bool store_half, int64_t i,
+    void rerank_jaccard_row(const RerankRows& v, const RerankRows& inverse, int64_t targets, bool store_half, int64_t i,
                             float* sum, uint64_t* bits, int32_t* columns, float* distances, int64_t* size);
 
     // x . y (product) or |x - y|^2 of features [dim], summed in double.
@@ -89,5 +72,5 @@ REID_CPU_DECLARE(
     // base distances d [n] of one query to the gallery rows g0 ... -> final distances, in place. jaccard: its sparse
     // row, entries [first, last). scratch [n].
     void rerank_final_row(float* d, int64_t n, int64_t g0, float largest, double lambda, bool blend_raw,
-                          const RerankOptions& options, const SparseRows& jaccard, int64_t first, int64_t last,
+                          const RerankOptions& options, const RerankRows& jaccard, int64_t first, int64_t last,
                           float* scratch);)

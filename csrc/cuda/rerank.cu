@@ -120,11 +120,22 @@ __device__ __forceinline__ double warp_double(const float* x, const float* y, in
   return warp_sum(sum);
 }
 
+// A warp per item.
+__global__ void __launch_bounds__(kThreads)
+    norms_kernel(RerankPairs pairs, double* __restrict__ norm, double* __restrict__ inverse_norm) {
+  const int64_t i = blockIdx.x * int64_t(kWarps) + threadIdx.x / 32;
+  if (i >= pairs.queries + pairs.galleries) return;  // the whole warp
+  const float* x = rerank_item(pairs, i);
+  const double length = sqrt(warp_double(x, x, pairs.dim, /*product=*/true));
+  if (threadIdx.x % 32 != 0) return;
+  if (norm) norm[i] = length;
+  if (inverse_norm) inverse_norm[i] = length > 0.0 ? 1.0 / length : 0.0;
+}
+
 // A warp per item; its list stands in shared memory.
 __global__ void __launch_bounds__(kThreads)
-    settle_kernel(RerankLists lists, RerankPairs pairs, const double* __restrict__ norm, int64_t keep, bool cosine,
-                  bool square, int32_t* __restrict__ ids, float* __restrict__ distances) {
-  constexpr double kRounding = 8.0 / (1 << 24);
+    resolve_ties_kernel(RerankLists lists, RerankPairs pairs, const double* __restrict__ norm, int64_t keep,
+                        bool cosine, bool square, int32_t* __restrict__ ids, float* __restrict__ distances) {
   REID_DYNAMIC_SHARED(double, shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, k = static_cast<int>(lists.k);
   double* exact = shared + static_cast<int64_t>(warp) * 2 * k;
@@ -135,21 +146,18 @@ __global__ void __launch_bounds__(kThreads)
   for (int a = lane; a < k; a += 32) d[a] = lists.distance[i * k + a], id[a] = lists.id[i * k + a];
   __syncwarp();
   const auto base = [&](int a) { return square ? sqrt(static_cast<double>(d[a])) : static_cast<double>(d[a]); };
-  const auto row = [&](int64_t j) {
-    return j < pairs.queries ? pairs.query + j * pairs.dim : pairs.gallery + (j - pairs.queries) * pairs.dim;
-  };
   for (int a = 0; a < keep;) {
     int b = a + 1;
     if (id[a] >= 0 && id[a] != i) {
       for (; b < k && id[b] >= 0; ++b) {
         const double farther = max(norm[id[b - 1]], norm[id[b]]);
         const double scale = cosine ? 2.0 : norm[i] * norm[i] + farther * farther;
-        if (!(base(b) - base(b - 1) <= kRounding * scale)) break;
+        if (!(base(b) - base(b - 1) <= kRerankRounding * scale)) break;
       }
     }
     if (b - a > 1) {
       for (int c = a; c < b; ++c) {
-        double value = warp_double(row(i), row(id[c]), pairs.dim, cosine);
+        double value = warp_double(rerank_item(pairs, i), rerank_item(pairs, id[c]), pairs.dim, cosine);
         if (cosine) {
           const double norms = norm[i] * norm[id[c]];
           value = norms > 0.0 ? max(0.0, 1.0 - value / norms) : 1.0;
@@ -173,15 +181,15 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-__global__ void __launch_bounds__(kThreads)
-    half_sets_kernel(RerankLists lists, int half, int room, int32_t* __restrict__ sets, int32_t* __restrict__ sizes) {
+__global__ void __launch_bounds__(kThreads) half_sets_kernel(RerankLists lists, int k1_half, int room,
+                                                             int32_t* __restrict__ sets, int32_t* __restrict__ sizes) {
   REID_DYNAMIC_SHARED(int32_t, shared);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   int32_t* own = shared + warp * room;
   const int64_t j = blockIdx.x * int64_t(kWarps) + warp;
   if (j >= lists.n) return;  // the whole warp
-  const int n = reciprocal(lists.id, lists.k, half, j, own);
-  for (int a = lane; a < n; a += 32) sets[j * half + a] = own[a];
+  const int n = reciprocal(lists.id, lists.k, k1_half, j, own);
+  for (int a = lane; a < n; a += 32) sets[j * k1_half + a] = own[a];
   if (lane == 0) sizes[j] = n;
 }
 
@@ -194,11 +202,11 @@ __global__ void __launch_bounds__(kThreads)
   int32_t* all = shared + warp * room;
   const int64_t i = blockIdx.x * int64_t(warps) + warp;
   if (i >= lists.n) return;  // the whole warp
-  const int own = reciprocal(lists.id, lists.k, static_cast<int>(options.near), i, all);
+  const int own = reciprocal(lists.id, lists.k, static_cast<int>(options.k1), i, all);
   int n = own;
   for (int a = 0; a < own; ++a) {
     const int64_t j = all[a];
-    const int32_t* other = half_sets + j * options.half;
+    const int32_t* other = half_sets + j * options.k1_half;
     const int size = half_sizes[j];
     int shared_items = 0;
     for (int b = lane; b < size; b += 32) shared_items += contains(all, own, other[b]);
@@ -226,14 +234,9 @@ __global__ void __launch_bounds__(kThreads)
 
 // By a warp, for all its lanes.
 __device__ __forceinline__ float pair_distance(const RerankPairs& p, int64_t i, int64_t j) {
-  const int64_t q = p.queries;
-  if (p.q_g) {  // column i of [[qq, qg], [qg^T, gg]]
-    if (i < q) return j < q ? p.q_q[j * q + i] : p.q_g[i * p.galleries + (j - q)];
-    return j < q ? p.q_g[j * p.galleries + (i - q)] : p.g_g[(j - q) * p.galleries + (i - q)];
-  }
+  if (p.from_blocks) return rerank_block_distance(p, i, j);
   if (i == j) return 0.0f;
-  const float* x = i < q ? p.query + i * p.dim : p.gallery + (i - q) * p.dim;
-  const float* y = j < q ? p.query + j * p.dim : p.gallery + (j - q) * p.dim;
+  const float *x = rerank_item(p, i), *y = rerank_item(p, j);
   if (p.inverse_norm) {
     double sum = 0.0;
     for (int64_t d = threadIdx.x % 32; d < p.dim; d += 32) sum += static_cast<double>(x[d]) * y[d];
@@ -262,8 +265,8 @@ __global__ void __launch_bounds__(kThreads)
     float powered = 0.0f;
     bool listed = false;
     for (int64_t a = 0; a < lists.k && !listed; a += 32) {
-      const bool here = a + lane < lists.k && lists.id[i * lists.k + a + lane] == j;
-      const unsigned votes = __ballot_sync(kAllLanes, here);
+      const bool match = a + lane < lists.k && lists.id[i * lists.k + a + lane] == j;
+      const unsigned votes = __ballot_sync(kAllLanes, match);
       if (votes) listed = true, powered = lists.distance[i * lists.k + a + __ffs(votes) - 1];
     }
     float weight;
@@ -319,9 +322,9 @@ __global__ void __launch_bounds__(kThreads)
   float* value = reinterpret_cast<float*>(key + room);
   __shared__ int scratch[kThreads / 32];
   const int64_t i = blockIdx.x;
-  const int expand = static_cast<int>(min(options.expand, lists.k));
+  const int k2 = static_cast<int>(min(options.k2, lists.k));
   int n = 0, neighbours = 0;
-  for (int a = 0; a < expand; ++a) {
+  for (int a = 0; a < k2; ++a) {
     const int64_t j = lists.id[i * lists.k + a];
     if (j < 0) continue;
     ++neighbours;
@@ -389,9 +392,8 @@ __global__ void __launch_bounds__(kJaccardThreads)
       if (word) bits[w] = 0;
       for (; word && indptr; word &= word - 1) {
         const int64_t j = w * 32 + __ffs(static_cast<int>(word)) - 1;
-        const float m = sum[j];
+        const float d = rerank_jaccard_distance(sum[j], store_half, [](float x) { return as_half(x); });
         sum[j] = 0.0f;
-        const float d = store_half ? as_half(1.0f - as_half(m / as_half(2.0f - m))) : 1.0f - m / (2.0f - m);
         columns[place] = static_cast<int32_t>(j);
         distances[place++] = max(d, 0.0f);
       }
@@ -431,7 +433,7 @@ __global__ void __launch_bounds__(kThreads)
 
 unsigned item_blocks(int64_t n, int64_t each) { return static_cast<unsigned>(ceil_div(n, each)); }
 
-int64_t sets_room(const RerankOptions& options) { return power_of_two(options.near * (options.half + 1)); }
+int64_t sets_room(const RerankOptions& options) { return power_of_two(options.k1 * (options.k1_half + 1)); }
 
 // Warps of a block of sets_kernel: as many as its shared memory allows.
 int64_t sets_warps(const RerankOptions& options) {
@@ -448,21 +450,26 @@ int64_t jaccard_blocks(int64_t rows, int64_t targets) {
 int64_t rerank_sets_shared(const RerankOptions& options) { return sets_warps(options) * 4 * sets_room(options); }
 
 int64_t rerank_expand_shared(const RerankOptions& options, int64_t longest) {
-  return 12 * power_of_two(options.expand * longest);
+  return 12 * power_of_two(options.k2 * longest);
 }
 
-int64_t rerank_settle_shared(int64_t k) { return kWarps * 16 * k; }
-
-void rerank_settle(const RerankLists& lists, const RerankPairs& pairs, const double* norm, int64_t keep, bool cosine,
-                   bool square, int32_t* ids, float* distances, cudaStream_t stream) {
-  REID_LAUNCH(settle_kernel, dim3(item_blocks(lists.n, kWarps)), dim3(kThreads), rerank_settle_shared(lists.k), stream,
-              lists, pairs, norm, keep, cosine, square, ids, distances);
+void rerank_norms(const RerankPairs& pairs, double* norm, double* inverse_norm, cudaStream_t stream) {
+  REID_LAUNCH(norms_kernel, dim3(item_blocks(pairs.queries + pairs.galleries, kWarps)), dim3(kThreads), 0, stream,
+              pairs, norm, inverse_norm);
 }
 
-void rerank_half_sets(const RerankLists& lists, int64_t half, int32_t* sets, int32_t* sizes, cudaStream_t stream) {
-  const int64_t room = power_of_two(half);
+int64_t rerank_resolve_ties_shared(int64_t k) { return kWarps * 16 * k; }
+
+void rerank_resolve_ties(const RerankLists& lists, const RerankPairs& pairs, const double* norm, int64_t keep,
+                         bool cosine, bool square, int32_t* ids, float* distances, cudaStream_t stream) {
+  REID_LAUNCH(resolve_ties_kernel, dim3(item_blocks(lists.n, kWarps)), dim3(kThreads),
+              rerank_resolve_ties_shared(lists.k), stream, lists, pairs, norm, keep, cosine, square, ids, distances);
+}
+
+void rerank_half_sets(const RerankLists& lists, int64_t k1_half, int32_t* sets, int32_t* sizes, cudaStream_t stream) {
+  const int64_t room = power_of_two(k1_half);
   REID_LAUNCH(half_sets_kernel, dim3(item_blocks(lists.n, kWarps)), dim3(kThreads), kWarps * 4 * room, stream, lists,
-              static_cast<int>(half), static_cast<int>(room), sets, sizes);
+              static_cast<int>(k1_half), static_cast<int>(room), sets, sizes);
 }
 
 void rerank_sets(const RerankLists& lists, const int32_t* half_sets, const int32_t* half_sizes,
@@ -484,7 +491,7 @@ void rerank_expand(const RerankLists& lists, const RerankRows& v, const RerankOp
                    int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values, cudaStream_t stream) {
   REID_LAUNCH(expand_kernel, dim3(static_cast<unsigned>(lists.n)), dim3(kThreads),
               rerank_expand_shared(options, longest), stream, lists, v, options,
-              static_cast<int>(power_of_two(options.expand * longest)), sizes, indptr, columns, values);
+              static_cast<int>(power_of_two(options.k2 * longest)), sizes, indptr, columns, values);
 }
 
 int64_t rerank_jaccard_scratch(int64_t rows, int64_t targets) {
@@ -506,7 +513,7 @@ void rerank_final(float* d, int64_t rows, int64_t n, const float* largest, float
                   const RerankOptions& options, const RerankRows& jaccard, cudaStream_t stream) {
   constexpr int64_t kMaxRows = 65535;
   for (int64_t q = 0; q < rows; q += kMaxRows) {
-    const RerankRows here{jaccard.indptr + q, jaccard.column, jaccard.value};
+    const RerankRows part{jaccard.indptr + q, jaccard.column, jaccard.value};
     const dim3 grid(static_cast<unsigned>(ceil_div(n, kPart)), static_cast<unsigned>(std::min(rows - q, kMaxRows)));
     REID_LAUNCH(final_kernel, grid, dim3(kThreads), 0, stream, d + q * n, n, largest + q, lambda, rest, blend_raw,
                 options, here);

@@ -7,13 +7,6 @@
 
 namespace reidfast::cuda {
 
-// Sparse rows: columns and values [indptr[i], indptr[i+1]), columns ascending.
-struct RerankRows {
-  const int64_t* indptr;
-  const int32_t* column;
-  const float* value;
-};
-
 // Nearest-neighbour lists of n items: ids [n, k] nearest first, -1 = none, and their distances; largest [n].
 struct RerankLists {
   const int32_t* id;
@@ -22,30 +15,23 @@ struct RerankLists {
   int64_t n, k;
 };
 
-// Distances of single pairs b(i, j), i's view of j: from features [queries, dim] and [n - queries, dim], or from the
-// blocks q_g [Q, G], q_q [Q, Q], g_g [G, G] (column i of the whole).
-struct RerankPairs {
-  const float *query, *gallery;
-  const double* inverse_norm;  // [n] for the cosine, else null
-  int64_t dim;
-  const float *q_g, *q_q, *g_g;
-  int64_t queries, galleries;
-};
-
-// Bytes of shared memory that a block of rerank_sets, or of rerank_expand, asks for; more than rerank_shared_limit
+// Bytes of shared memory that a block of rerank_sets, or of rerank_expand, asks for; more than kRerankSharedLimit
 // cannot be served.
 int64_t rerank_sets_shared(const RerankOptions& options);
 int64_t rerank_expand_shared(const RerankOptions& options, int64_t longest);
 constexpr int64_t kRerankSharedLimit = 96 * 1024;
 
+// |x| of every item, and 1 / |x|, 0 for rows of zeros: norm, inverse_norm [n], either null.
+void rerank_norms(const RerankPairs& pairs, double* norm, double* inverse_norm, cudaStream_t stream);
+
 // The first `keep` entries of the lists, those that rounding may have put in the wrong order sorted again by their
 // distance in double, then by id. norm [n]: |x| of every item. ids, distances [n, keep].
-int64_t rerank_settle_shared(int64_t k);
-void rerank_settle(const RerankLists& lists, const RerankPairs& pairs, const double* norm, int64_t keep, bool cosine,
-                   bool square, int32_t* ids, float* distances, cudaStream_t stream);
+int64_t rerank_resolve_ties_shared(int64_t k);
+void rerank_resolve_ties(const RerankLists& lists, const RerankPairs& pairs, const double* norm, int64_t keep,
+                         bool cosine, bool square, int32_t* ids, float* distances, cudaStream_t stream);
 
-// Small neighbourhoods H(j): sets [n, half] ascending, sizes [n].
-void rerank_half_sets(const RerankLists& lists, int64_t half, int32_t* sets, int32_t* sizes, cudaStream_t stream);
+// Small neighbourhoods H(j): sets [n, k1_half] ascending, sizes [n].
+void rerank_half_sets(const RerankLists& lists, int64_t k1_half, int32_t* sets, int32_t* sizes, cudaStream_t stream);
 
 // Expanded neighbourhoods R*(i): sizes [n], or (indptr given) columns at indptr[i], ascending.
 void rerank_sets(const RerankLists& lists, const int32_t* half_sets, const int32_t* half_sizes,
@@ -56,7 +42,7 @@ void rerank_sets(const RerankLists& lists, const int32_t* half_sets, const int32
 void rerank_weights(const RerankLists& lists, const RerankPairs& pairs, const RerankOptions& options,
                     const int64_t* indptr, const int32_t* columns, float* weights, cudaStream_t stream);
 
-// Local query expansion: mean of the rows of the first `options.expand` neighbours, none longer than `longest`. Sizes,
+// Local query expansion: mean of the rows of the first `options.k2` neighbours, none longer than `longest`. Sizes,
 // or columns and values.
 void rerank_expand(const RerankLists& lists, const RerankRows& v, const RerankOptions& options, int64_t longest,
                    int64_t* sizes, const int64_t* indptr, int32_t* columns, float* values, cudaStream_t stream);

@@ -2,26 +2,21 @@
 // Copyright (c) 2026 the reidfast authors
 #include "csrc/torch/product.h"
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
 #include <cstdlib>
 #include <string_view>
 
-namespace reidfast {
+// oneDNN's product with transposed weights, as torch.compile uses it. Weak: a torch without oneDNN lacks it. Declared
+// here because the header that declares it refuses TORCH_TARGET_VERSION.
+extern "C" __attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise(
+    AtenTensorHandle x, AtenTensorHandle weight, AtenTensorHandle* bias, const char* attr, const double** scalars,
+    int64_t n_scalars, const char** algorithm, AtenTensorHandle* out);
 
-// The C functions of torch's CPU ops, which take the Scalars that its dispatcher does not take by name. Declared here:
-// torch's own header of them does not go with a target version. Weak where a torch may have been built without.
-extern "C" {
-AOTITorchError aoti_torch_cpu_mm_out(AtenTensorHandle out, AtenTensorHandle self, AtenTensorHandle mat2);
-AOTITorchError aoti_torch_cpu_addmm_out(AtenTensorHandle out, AtenTensorHandle self, AtenTensorHandle mat1,
-                                        AtenTensorHandle mat2, double beta, double alpha);
-__attribute__((weak)) AOTITorchError aoti_torch_cpu__linear_pointwise(AtenTensorHandle x, AtenTensorHandle w,
-                                                                      AtenTensorHandle* b, const char* attr,
-                                                                      const double** scalars, int64_t scalars_len,
-                                                                      const char** algorithm, AtenTensorHandle* result);
-}
+namespace reidfast {
 
 namespace {
 
-// Whether oneDNN's product of a float32 tensor with transposed weights, as torch.compile uses it, is to be taken.
 bool choose_onednn() {
   const char* wish = std::getenv("REIDFAST_PRODUCT");
   const std::string_view wanted = wish ? wish : "auto";
@@ -33,8 +28,8 @@ bool choose_onednn() {
   // MKL, torch's BLAS on x86, keeps AVX-512 from processors that are not Intel's. There oneDNN is faster
   // (docs/evaluation.md); on Intel's nothing was measured, and the BLAS stays.
   __builtin_cpu_init();
-  chosen = aoti_torch_cpu__linear_pointwise != nullptr &&
-           (wanted == "onednn" || (__builtin_cpu_supports("avx512f") && !__builtin_cpu_is("intel")));
+  chosen = (wanted == "onednn" || (__builtin_cpu_supports("avx512f") && !__builtin_cpu_is("intel"))) &&
+           &aoti_torch_cpu__linear_pointwise != nullptr;
 #endif
   REID_CHECK_VALUE(chosen || wanted == "auto",
                    "REIDFAST_PRODUCT: expected auto or blas, for this torch has no oneDNN for x86, got onednn");
@@ -48,13 +43,21 @@ bool onednn() {
 
 constexpr int64_t kFewRows = 16;  // of a: oneDNN then spends its time on putting b in order
 
-// sum += part, both [M, N] of float32 with contiguous rows.
-void add_to(const Tensor& sum, const Tensor& part) {
-  const int64_t rows = sum.size(0), cols = sum.size(1), sum_step = sum.stride(0), part_step = part.stride(0);
+// a b^T of float32, in memory of its own.
+Tensor onednn_product(const Tensor& a, const Tensor& b) {
+  AtenTensorHandle made = nullptr;
+  REID_TORCH(aoti_torch_cpu__linear_pointwise(a.get(), b.get(), /*bias=*/nullptr, "none", /*scalars=*/nullptr,
+                                              /*n_scalars=*/0, /*algorithm=*/nullptr, &made));
+  return Tensor(made);
+}
+
+// sum += x, rows of float32.
+void add_rows(const Tensor& sum, const Tensor& x) {
+  const int64_t rows = sum.size(0), columns = sum.size(1), sum_step = sum.stride(0), x_step = x.stride(0);
   float* to = sum.mutable_data_ptr<float>();
-  const float* from = part.const_data_ptr<float>();
+  const float* from = x.const_data_ptr<float>();
   for (int64_t r = 0; r < rows; ++r)
-    for (int64_t c = 0; c < cols; ++c) to[r * sum_step + c] += from[r * part_step + c];
+    for (int64_t c = 0; c < columns; ++c) to[r * sum_step + c] += from[r * x_step + c];
 }
 
 }  // namespace
@@ -63,19 +66,17 @@ const char* product_library() { return onednn() ? "onednn" : "blas"; }
 
 Tensor product(const Tensor& out, const Tensor& a, const Tensor& b, const Tensor& sum) {
   if (onednn() && out.scalar_type() == kFloat && a.size(0) >= kFewRows) {
-    AtenTensorHandle handle = nullptr;
-    const char* algorithm = "";
-    REID_TORCH(aoti_torch_cpu__linear_pointwise(a.get(), b.get(), nullptr, "none", nullptr, 0, &algorithm, &handle));
-    const Tensor made(handle);
+    const Tensor made = onednn_product(a, b);
     if (!sum.defined()) return made;
-    add_to(sum, made);
+    add_rows(sum, made);
     return sum;
   }
-  const Tensor transposed = b.t();
-  if (sum.defined())
-    REID_TORCH(aoti_torch_cpu_addmm_out(out.get(), sum.get(), a.get(), transposed.get(), 1.0, 1.0));
-  else
-    REID_TORCH(aoti_torch_cpu_mm_out(out.get(), a.get(), transposed.get()));
+  const Tensor b_t = b.t();
+  if (sum.defined()) {
+    REID_TORCH(aoti_torch_cpu_addmm_out(out.get(), sum.get(), a.get(), b_t.get(), /*beta=*/1, /*alpha=*/1));
+  } else {
+    REID_TORCH(aoti_torch_cpu_mm_out(out.get(), a.get(), b_t.get()));
+  }
   return out;
 }
 

@@ -2,7 +2,7 @@
 # Copyright (c) 2026 the reidfast authors
 """The steps of re-ranking by device and backend.
 
-On the CPU the compiled ops serve (csrc/torch/rerank.cpp). On CUDA the neighbours come from the kernel that selects in
+On the CPU the compiled ops serve (csrc/torch/rerank). On CUDA the neighbours come from the kernel that selects in
 the product's epilogue (reidfast/ops/triton/ranking.py), sets and Jaccard distances from csrc/cuda/rerank.cu; where
 those cannot serve (no CUDA in this build, very large k1), sets are made on the CPU. The functions here state all steps
 in plain torch and numpy, row block by row block; they serve builds without the compiled part. Sparse rows are (indptr

@@ -292,6 +292,7 @@ class Op:
     def _plain_backward(
         self, op: Any, grads: Any, tensors: tuple[Any, ...], others: tuple[Any, ...], needs: list[bool]
     ) -> Sequence[Tensor | None]:
+        grads = [g for i, g in enumerate(grads) if i not in self.constant_outputs]
         made = op(*grads, *tensors, *others, *(needs if self.masked else ()))
         return made if isinstance(made, (tuple, list)) else (made,)
 

@@ -14,7 +14,7 @@ from reidfast.evaluation._rerank_variants import VARIANTS
 from reidfast.evaluation.reranking import _Settings
 from reidfast.testing import make_embeddings
 
-pytestmark = pytest.mark.skipif(not reidfast.ops._library.loaded, reason="the compiled part is not there")
+pytestmark = pytest.mark.skipif(reidfast.ops._extension.extension is None, reason="the compiled part is not there")
 
 
 def people(rows, dim, seed=0, per_identity=6):
@@ -122,7 +122,7 @@ def test_cuda_emu_refuses_what_does_not_fit():
     x = people(300, 5)
     settings = _Settings.of("rerank", VARIANTS["zhong"], 290, 2, 300)
     found = engine.NEIGHBOURS.on["cpu"](x[:30], x[30:], settings.list_size, "sqeuclidean", False, 0, 1)
-    with pytest.raises(RuntimeError, match="k1 is too large for the CUDA kernels, near=291"):
+    with pytest.raises(RuntimeError, match="k1 is too large for the CUDA kernels, with neighbourhoods of 291"):
         args = (*found[:3], x[:30], x[30:], None, None, None, *settings.encode_args())
         emulated("rerank_encode")(*args)
 

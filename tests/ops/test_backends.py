@@ -3,28 +3,27 @@
 """Backend choice: what serves what, overrides, and a package without its compiled part."""
 
 import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 import reidfast
-from reidfast.ops._backends import _OPS
+from reidfast.ops._backends import ENTRIES
 
 
-def python(code, **env):
-    return subprocess.run(
-        [sys.executable, "-W", "always", "-c", code], capture_output=True, text=True, env=os.environ | env
-    )
+def python(code, cwd=None, **env):
+    command = [sys.executable, "-W", "always", "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | env, cwd=cwd)
 
 
 def test_every_public_op_is_registered_and_has_a_reference():
     functions = {name for name in reidfast.ops.__all__ if not name[0].isupper()}
-    assert functions <= set(_OPS)
-    own = {name for name in _OPS if name.startswith(("eval_", "rerank_"))}  # evaluation's building blocks
-    assert functions | own == set(_OPS)
-    for op in _OPS:
+    assert set(ENTRIES) == functions | {"evaluation"} == set(reidfast.backends())
+    for op in ENTRIES:
         names = reidfast.implementations(op)
         assert next(iter(names)) == "reference" and "native" in names
         assert reidfast.backends()[op]["cpu"]["serves"] == "native"
@@ -37,15 +36,18 @@ def test_table_gives_a_reason_for_everything_that_cannot_run():
             assert all(row[device].values())
 
 
+def serving():
+    return {row["cpu"]["serves"] for row in reidfast.backends().values()}
+
+
 def test_use_backend_is_scoped_and_checked():
-    op = _OPS["set_pool"]
     with reidfast.use_backend("reference"):
-        assert op.serving("cpu") == "reference"
+        assert serving() == {"reference"}
         with pytest.raises(ZeroDivisionError), reidfast.use_backend("native"):
-            assert op.serving("cpu") == "native"
+            assert serving() == {"native"}
             raise ZeroDivisionError
-        assert op.serving("cpu") == "reference"
-    assert op.serving("cpu") == "native"
+        assert serving() == {"reference"}
+    assert serving() == {"native"}
     with pytest.raises(ValueError, match="use_backend: expected one of native, triton, reference, got 'cuda'"):
         reidfast.use_backend("cuda").__enter__()
 
@@ -70,19 +72,26 @@ def test_environment_variable():
     assert done.returncode and "REIDFAST_BACKEND: expected one of native, triton, reference, got 'fast'" in done.stderr
 
 
-def test_without_the_compiled_part_everything_works_and_one_warning_says_so():
-    code = """
-import sys
-sys.modules["reidfast._C"] = None
+USES_AN_OP = """
 import torch, reidfast
 x = torch.randn(4, 3, requires_grad=True)
 reidfast.ops.set_pool(x, torch.rand(4), torch.tensor([0, 1, 4])).sum().backward()
-print(reidfast.backends()["set_pool"]["cpu"])
+print(reidfast.backends()["set_pool"]["cpu"]["serves"], x.grad is not None)
 """
-    done = python(code)
-    assert done.returncode == 0, done.stderr
-    assert "'serves': 'reference'" in done.stdout
-    assert done.stderr.count("works without its compiled part") == 1
+
+
+def test_without_the_native_library_everything_works_and_one_warning_says_so(tmp_path):
+    copy = tmp_path / "reidfast"
+    shutil.copytree(Path(reidfast.__file__).parent, copy, ignore=shutil.ignore_patterns("*.so", "__pycache__"))
+    done = python(USES_AN_OP, PYTHONPATH=str(tmp_path), cwd=tmp_path)
+    assert done.stdout.split() == ["reference", "True"], done.stdout + done.stderr
+    assert done.stderr.count("reidfast runs without its native part") == 1
+
+
+def test_without_the_python_module_all_ops_are_native():
+    done = python("import sys; sys.modules['reidfast._C'] = None" + USES_AN_OP)
+    assert done.stdout.split() == ["native", "True"], done.stdout + done.stderr
+    assert "RuntimeWarning" not in done.stderr
 
 
 def test_importing_is_quick_on_torch_and_pulls_no_extras():

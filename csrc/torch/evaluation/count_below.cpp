@@ -1,8 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) 2026 the reidfast authors
 //
-// Ranks by counting on the GPU: what reidfast.evaluation calls per tile of distances. The CPU counts inside
-// csrc/torch/evaluation/rank_counts.cpp.
+// Ranks by counting on the GPU: what reidfast.evaluation calls per tile of distances. On the CPU: rank_counts.cpp.
 #include "csrc/torch/op.h"
 
 #if defined(REID_WITH_CUDA)
@@ -11,9 +10,16 @@
 #endif
 
 namespace reidfast {
-namespace {
+
+REID_SCHEMAS(reidfast_eval, m) {
+  m.def(
+      "count_below(Tensor d, int first, Tensor ptr, Tensor values, Tensor columns, int most, Tensor same_ptr, Tensor "
+      "same, Tensor drop, Tensor(a!) counts) -> ()");
+}
 
 #if defined(REID_WITH_CUDA)
+namespace {
+
 const int64_t* int64_on(const Tensor& t, const Tensor& d, const char* name) {
   REID_CHECK(t.scalar_type() == kLong && t.is_contiguous() && t.device() == d.device(),
              "evaluation: expected contiguous int64 ", name, " on ", d.device(), ", got ", t.scalar_type(), " on ",
@@ -23,8 +29,8 @@ const int64_t* int64_on(const Tensor& t, const Tensor& d, const char* name) {
 
 void count_below(const Tensor& d, int64_t first, const Tensor& ptr, const Tensor& values, const Tensor& columns,
                  int64_t most, const Tensor& same_ptr, const Tensor& same, const Tensor& drop, const Tensor& counts) {
-  REID_CHECK(d.dim() == 2 && (d.size(1) <= 1 || d.stride(1) == 1), "evaluation: expected rows of distances, got ",
-             d.sizes());
+  REID_CHECK(is_float(d.scalar_type()) && d.dim() == 2 && (d.size(1) <= 1 || d.stride(1) == 1),
+             "evaluation: expected rows of distances, got ", d.scalar_type(), " ", d.sizes());
   const int64_t queries = d.size(0), total = values.numel();
   REID_CHECK(ptr.numel() == queries + 1 && same_ptr.numel() == queries + 1 && columns.numel() == total &&
                  counts.numel() == 3 * total && values.is_contiguous() && values.device() == d.device() &&
@@ -35,23 +41,16 @@ void count_below(const Tensor& d, int64_t first, const Tensor& ptr, const Tensor
   const cuda::LeftOut left_out{int64_on(same_ptr, d, "same_ptr"), int64_on(same, d, "same"), int64_on(drop, d, "drop"),
                                drop.numel()};
   REID_DISPATCH_FLOATS(d.scalar_type(), "count_below", [&] {
-    using acc = acc_t<scalar_t>;
-    const cuda::Thresholds<acc> thresholds{int64_on(ptr, d, "ptr"), cuda_const<acc>(values),
-                                           int64_on(columns, d, "columns"), total, most};
+    using value_t = acc_t<scalar_t>;
+    const cuda::Thresholds<value_t> thresholds{int64_on(ptr, d, "ptr"), cuda_const<value_t>(values),
+                                               int64_on(columns, d, "columns"), total, most};
     cuda::count_below(cuda_const<scalar_t>(d), d.stride(0), queries, d.size(1), first, thresholds, left_out,
                       counts.mutable_data_ptr<int64_t>(), scope.stream);
   });
 }
-#endif
 
 }  // namespace
 
-REID_SCHEMAS(reidfast_eval, m) {
-  m.def(
-      "count_below(Tensor d, int first, Tensor ptr, Tensor values, Tensor columns, int most, Tensor same_ptr, "
-      "Tensor same, Tensor drop, Tensor(a!) counts) -> ()");
-}
-#if defined(REID_WITH_CUDA)
 REID_KERNELS(reidfast_eval, m) { m.impl("count_below", TORCH_BOX(&count_below)); }
 #endif
 

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) 2026 the reidfast authors
 //
-// Pairs of a query and a gallery row of one identity: which they are, their distances, their order.
+// Pairs (query, gallery row) of one identity: found by their labels, sorted by their distances.
 #include <numeric>
 
+#include "csrc/torch/evaluation/inputs.h"
 #include "csrc/torch/evaluation/pairs.h"
 
 namespace reidfast {
@@ -45,23 +46,24 @@ struct ById {
   }
 };
 
-// Pairs (query, gallery column) of one identity, valid where the cameras differ: see reidfast/evaluation/_pairs.py,
-// which does the same in numpy. -> ptr [Q+1], column, valid, query [pairs]; columns by identity; start, size [Q]
-// therein.
+// Pairs (query, gallery column) of one identity, valid where the cameras differ. -> ptr [Q+1], column, valid, query
+// [pairs]; columns by identity; start, size [Q] therein.
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> find_pairs(
     const Tensor& query_ids, const Tensor& gallery_ids, const std::optional<Tensor>& query_cameras,
     const std::optional<Tensor>& gallery_cameras) {
   const int64_t queries = query_ids.numel(), n = gallery_ids.numel();
   const int64_t *wanted = int64_data(query_ids, "query_ids"), *id = int64_data(gallery_ids, "gallery_ids");
   REID_CHECK(query_cameras.has_value() == gallery_cameras.has_value(), "evaluation: expected both cameras or neither");
-  const int64_t *seen_by = nullptr, *camera = nullptr;
+  const int64_t *query_camera = nullptr, *gallery_camera = nullptr;
   if (query_cameras) {
-    seen_by = int64_data(*query_cameras, "query_cameras"), camera = int64_data(*gallery_cameras, "gallery_cameras");
+    query_camera = int64_data(*query_cameras, "query_cameras");
+    gallery_camera = int64_data(*gallery_cameras, "gallery_cameras");
     REID_CHECK(query_cameras->numel() == queries && gallery_cameras->numel() == n, "evaluation: cameras do not fit");
   }
   const ById by_id(id, n);
-  Tensor ptr = empty({queries + 1}, cpu_options(kLong)), start = empty({queries}, cpu_options(kLong)),
-         size = empty({queries}, cpu_options(kLong)), order = empty({n}, cpu_options(kLong));
+  const Options int64 = cpu_options(kLong);
+  const Tensor ptr = empty({queries + 1}, int64), start = empty({queries}, int64), size = empty({queries}, int64),
+               order = empty({n}, int64);
   std::copy(by_id.order.begin(), by_id.order.end(), order.mutable_data_ptr<int64_t>());
   int64_t *p = ptr.mutable_data_ptr<int64_t>(), *s = start.mutable_data_ptr<int64_t>(),
           *c = size.mutable_data_ptr<int64_t>();
@@ -70,68 +72,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> find_pairs(
     const auto [first, last] = by_id.range_of(wanted[q]);
     s[q] = first, c[q] = last - first, p[q + 1] = p[q] + c[q];
   }
-  Tensor column = empty({p[queries]}, cpu_options(kLong)), query = empty({p[queries]}, cpu_options(kLong)),
-         valid = empty({p[queries]}, cpu_options(kBool));
+  const Tensor column = empty({p[queries]}, int64), query = empty({p[queries]}, int64),
+               valid = empty({p[queries]}, cpu_options(kBool));
   int64_t *column_of = column.mutable_data_ptr<int64_t>(), *query_of = query.mutable_data_ptr<int64_t>();
-  bool* counts = valid.mutable_data_ptr<bool>();
+  bool* is_valid = valid.mutable_data_ptr<bool>();
   parallel_for(0, queries, 1024, [&](int64_t begin, int64_t end) {
     for (int64_t q = begin; q < end; ++q)
       for (int64_t i = 0; i < c[q]; ++i) {
-        const int64_t at = by_id.order[s[q] + i];
-        column_of[p[q] + i] = at;
+        const int64_t match = by_id.order[s[q] + i];
+        column_of[p[q] + i] = match;
         query_of[p[q] + i] = q;
-        counts[p[q] + i] = camera == nullptr || camera[at] != seen_by[q];
+        is_valid[p[q] + i] = gallery_camera == nullptr || gallery_camera[match] != query_camera[q];
       }
   });
   return {ptr, column, valid, query, order, start, size};
-}
-
-// Distances of the pairs (query, gallery) that share an identity. Queries come in blocks of neighbours: block b holds
-// order [block_ptr[b], block_ptr[b+1]), meets the gallery rows columns [column_ptr[b], column_ptr[b+1]), and the pairs
-// of its i-th query are slots [pair_ptr[i], pair_ptr[i+1]) into those. Returns ([pairs], status).
-std::tuple<Tensor, Tensor> pair_distances(const Tensor& query, const Tensor& gallery, int64_t metric_id,
-                                          const Tensor& order, const Tensor& block_ptr, const Tensor& column_ptr,
-                                          const Tensor& columns, const Tensor& pair_ptr, const Tensor& slots) {
-  check_features(query, gallery, columns);
-  const Metric metric = metric_of(metric_id);
-  const int64_t blocks = block_ptr.numel() - 1;
-  const int64_t *queries = int64_data(order, "order"), *bp = int64_data(block_ptr, "block_ptr"),
-                *cp = int64_data(column_ptr, "column_ptr"), *col = int64_data(columns, "columns"),
-                *pp = int64_data(pair_ptr, "pair_ptr"), *slot = int64_data(slots, "slots");
-  REID_CHECK(blocks >= 0 && column_ptr.numel() == blocks + 1 && pair_ptr.numel() == order.numel() + 1 &&
-                 bp[blocks] == order.numel() && cp[blocks] == columns.numel() && pp[order.numel()] == slots.numel(),
-             "evaluation: blocks of pairs do not fit");
-  Tensor out = empty({slots.numel()}, query.options().dtype(distance_dtype(query, gallery)));
-  std::vector<BadInput> stops(std::max<int64_t>(blocks, 1));
-  REID_DISPATCH_WIDE(out.scalar_type(), "pair_distances", [&] {
-    scalar_t* d = out.mutable_data_ptr<scalar_t>();
-    const int64_t width = tile_columns<scalar_t>();
-    for_each_task(blocks, [&](int64_t b) {
-      const int64_t n = cp[b + 1] - cp[b];
-      if (n == 0 || pp[bp[b + 1]] == pp[bp[b]]) return;
-      const Rows rows_q(query, queries + bp[b], bp[b + 1] - bp[b]), rows_g(gallery, col + cp[b], n);
-      // Tiles as high as those of the counting pass: the height depends on the number of all queries.
-      const int64_t height = tile_rows_for(query.size(0));
-      Panel<scalar_t> panel_q(round_up(rows_q.n, height), height, query.size(1));
-      if ((stops[b].bad = panel_q.pack(rows_q, 0, rows_q.n, metric))) return;
-      Panel<scalar_t> panel_g(width, width, query.size(1));
-      Tensor buffer = empty({panel_q.tiles() * height, width}, out.options());
-      scalar_t* tile = buffer.mutable_data_ptr<scalar_t>();
-      for (int64_t g0 = 0; g0 < n; g0 += width) {
-        stops[b].side = 1;
-        if ((stops[b].bad = panel_g.pack(rows_g, g0, std::min(width, n - g0), metric))) return;
-        stops[b].side = 0;
-        for (int64_t t = 0; t < panel_q.tiles(); ++t)
-          distance_tile(panel_q, t, panel_g, 0, metric, tile + t * height * width, width);
-        for (int64_t i = bp[b]; i < bp[b + 1]; ++i)
-          for (int64_t p = pp[i]; p < pp[i + 1]; ++p)
-            if (slot[p] >= g0 && slot[p] < g0 + width) d[p] = tile[(i - bp[b]) * width + slot[p] - g0];
-      }
-    });
-  });
-  for (const BadInput& stop : stops)
-    if (stop) return {out, stop.tensor()};
-  return {out, BadInput().tensor()};
 }
 
 // The valid pairs of every query in ascending order of their values [pairs], equal ones by position: (ptr [Q+1],
@@ -139,22 +93,23 @@ std::tuple<Tensor, Tensor> pair_distances(const Tensor& query, const Tensor& gal
 std::tuple<Tensor, Tensor> sort_pairs(const Tensor& pair_ptr, const Tensor& valid, const Tensor& values) {
   const int64_t queries = pair_ptr.numel() - 1;
   const int64_t* pairs = int64_data(pair_ptr, "pair_ptr");
-  REID_CHECK(queries >= 0 && pairs[0] == 0 && pairs[queries] == values.numel() && values.is_contiguous(),
-             "evaluation: pairs do not fit ", queries, " queries");
-  const bool* counts = bool_data(valid, values.numel(), "valid");
-  const Tensor ptr = valid_offsets(pairs, counts, queries);
+  REID_CHECK(
+      queries >= 0 && pairs[0] == 0 && pairs[queries] == values.numel() && values.is_contiguous() && values.is_cpu(),
+      "evaluation: pairs do not fit ", queries, " queries");
+  const bool* is_valid = bool_data(valid, values.numel(), "valid");
+  const Tensor ptr = valid_offsets(pairs, is_valid, queries);
   const int64_t* begin = ptr.const_data_ptr<int64_t>();
-  Tensor order = empty({begin[queries]}, cpu_options(kLong));
+  const Tensor order = empty({begin[queries]}, cpu_options(kLong));
   int64_t* position = order.mutable_data_ptr<int64_t>();
   REID_DISPATCH_WIDE(values.scalar_type(), "sort_pairs", [&] {
     const scalar_t* x = values.const_data_ptr<scalar_t>();
     parallel_for(0, queries, 512, [&](int64_t first, int64_t last) {
-      std::vector<scalar_t> own;
+      std::vector<scalar_t> query_values;
       for (int64_t q = first; q < last; ++q) {
-        own.clear();
+        query_values.clear();
         for (int64_t p = pairs[q]; p < pairs[q + 1]; ++p)
-          if (counts[p]) position[begin[q] + own.size()] = p, own.push_back(x[p]);
-        sort_matches(own.data(), position + begin[q], own.size());
+          if (is_valid[p]) position[begin[q] + query_values.size()] = p, query_values.push_back(x[p]);
+        sort_matches(query_values.data(), position + begin[q], query_values.size());
       }
     });
   });
@@ -166,16 +121,11 @@ std::tuple<Tensor, Tensor> sort_pairs(const Tensor& pair_ptr, const Tensor& vali
 REID_SCHEMAS(reidfast_eval, m) {
   m.def(
       "find_pairs(Tensor query_ids, Tensor gallery_ids, Tensor? query_cameras, Tensor? gallery_cameras) -> "
-      "(Tensor, "
-      "Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "pair_distances(Tensor query, Tensor gallery, int metric, Tensor order, Tensor block_ptr, Tensor "
-      "column_ptr, Tensor columns, Tensor pair_ptr, Tensor slots) -> (Tensor, Tensor)");
+      "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def("sort_pairs(Tensor pair_ptr, Tensor valid, Tensor values) -> (Tensor, Tensor)");
 }
 REID_KERNELS(reidfast_eval, m) {
   m.impl("find_pairs", TORCH_BOX(&find_pairs));
-  m.impl("pair_distances", TORCH_BOX(&pair_distances));
   m.impl("sort_pairs", TORCH_BOX(&sort_pairs));
 }
 

@@ -1,16 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) 2026 the reidfast authors
 //
-// The valid pairs of every query and their order.
+// Pairs (query, gallery row) of one identity: which of them count, in ascending order of their distances.
 #pragma once
 
+#include <algorithm>
 #include <utility>
+#include <vector>
 
-#include "csrc/torch/evaluation/arguments.h"
+#include "csrc/torch/op.h"
 
 namespace reidfast {
 
-// Sorts pairs begin ... begin + m by (value, position): small lists by insertion.
+// Sorts a query's pairs by (value, position), equal values as they stand: small lists by insertion.
 template <typename T>
 void sort_matches(T* value, int64_t* position, int64_t m) {
   if (m <= 64) {

@@ -65,12 +65,14 @@ int64_t tile_columns() {
       for_each_task(1, [&](int64_t) {
         for (const int64_t height : {int64_t{32}, kTileRows}) {
           for (const int64_t k : {int64_t{37}, kChunk}) {
-            Tensor a = empty({height, k}, cpu_options(dtype_of<T>()));
-            Tensor b = empty({width, k}, cpu_options(dtype_of<T>()));
-            for (Tensor* x : {&a, &b})
+            const Options options = cpu_options(dtype_of<T>());
+            const Tensor a = empty({height, k}, options), b = empty({width, k}, options);
+            for (const Tensor* x : {&a, &b}) {
+              T* values = x->template mutable_data_ptr<T>();
               for (int64_t i = 0; i < x->numel(); ++i)
-                x->template mutable_data_ptr<T>()[i] = static_cast<T>(std::sin(0.7 * static_cast<double>(i % k) + 1.0));
-            const Tensor c = empty({height, width}, a.options());
+                values[i] = static_cast<T>(std::sin(0.7 * static_cast<double>(i % k) + 1.0));
+            }
+            const Tensor c = empty({height, width}, options);
             product_into(c, a, b, /*accumulate=*/false);
             const T* values = c.template const_data_ptr<T>();
             for (int64_t i = 0; i < c.numel(); ++i)
@@ -252,7 +254,7 @@ BadInput for_each_block(const Rows& query, const Rows& gallery, Metric metric, B
   BadInput stop;
   if (query.n == 0 || gallery.n == 0) return stop;
   Panel<T> query_panel(queries, height, dim), gallery_panel(columns, width, dim);
-  Tensor buffer = empty({queries * columns}, cpu_options(dtype_of<T>()));
+  const Tensor buffer = empty({queries * columns}, cpu_options(dtype_of<T>()));
   T* block = buffer.template mutable_data_ptr<T>();
   for (int64_t q0 = 0; q0 < query.n; q0 += queries) {
     const int64_t nq = std::min(queries, query.n - q0);
