@@ -3,6 +3,7 @@
 """Fixtures for all tests: one seed, real data where it is, and a count of what ran per backend."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 
 ROOT = Path(__file__).resolve().parents[1]
+# What several folders of tests share.
+sys.path[:0] = [str(ROOT / "tests" / "_support"), str(ROOT / "tests" / "ops")]
 
 
 @pytest.fixture(autouse=True)

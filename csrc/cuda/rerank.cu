@@ -516,7 +516,7 @@ void rerank_final(float* d, int64_t rows, int64_t n, const float* largest, float
     const RerankRows part{jaccard.indptr + q, jaccard.column, jaccard.value};
     const dim3 grid(static_cast<unsigned>(ceil_div(n, kPart)), static_cast<unsigned>(std::min(rows - q, kMaxRows)));
     REID_LAUNCH(final_kernel, grid, dim3(kThreads), 0, stream, d + q * n, n, largest + q, lambda, rest, blend_raw,
-                options, here);
+                options, part);
   }
 }
 

@@ -2,6 +2,8 @@
 // Copyright (c) 2026 the reidfast authors
 #include "csrc/cpu/batch_hard.h"
 
+#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
+
 #include "csrc/torch/op.h"
 #if defined(REID_WITH_CUDA)
 #include "csrc/cuda/batch_hard.h"
@@ -25,6 +27,24 @@ void check_inputs(const Tensor& x, const Tensor& labels) {
   REID_CHECK(labels.dim() == 1 && labels.size(0) == x.size(0) && labels.scalar_type() == kLong,
              "batch_hard: expected int64 labels (B,) with B=", x.size(0), ", got ", labels.scalar_type(), " ",
              labels.sizes());
+}
+
+// What the forward op gave, and gradients of its distances.
+void check_saved(const std::optional<Tensor>& grad_ap, const std::optional<Tensor>& grad_an, const Tensor& x,
+                 const Tensor& d_ap, const Tensor& d_an, const Tensor& i_ap, const Tensor& i_an) {
+  REID_CHECK(x.dim() == 2 && is_float(x.scalar_type()), "batch_hard_backward: expected x (B, D), got ", x.sizes());
+  const int64_t rows = x.size(0);
+  const auto check = [&](const Tensor& t, const char* name, ScalarType dtype, bool contiguous) {
+    REID_CHECK(t.dim() == 1 && t.size(0) == rows && t.scalar_type() == dtype && t.device() == x.device() &&
+                   (!contiguous || t.is_contiguous()),
+               "batch_hard_backward: expected ", name, " of dtype ", dtype, " and shape (B,) with B=", rows, ", got ",
+               t.scalar_type(), " ", t.sizes());
+  };
+  const ScalarType wide = acc_dtype(x.scalar_type());
+  if (grad_ap) check(*grad_ap, "grad_ap", wide, false);
+  if (grad_an) check(*grad_an, "grad_an", wide, false);
+  check(d_ap, "d_ap", wide, true), check(d_an, "d_an", wide, true);
+  check(i_ap, "i_ap", kLong, true), check(i_an, "i_an", kLong, true);
 }
 
 #if !defined(REID_WITH_CUDA)
@@ -55,7 +75,7 @@ void run_rows(const Tensor& x, const Tensor& labels, cpu::HardPairs<A> out) {
   for (int64_t first = 0; first < rows; first += tile) {
     const int64_t last = std::min(rows, first + tile);
     Tensor part = products.narrow(0, 0, last - first);
-    mm_out(part, x.narrow(0, first, last - first), transposed);
+    REID_TORCH(aoti_torch_cpu_mm_out(part.get(), x.narrow(0, first, last - first).get(), transposed.get()));
     A* product = part.mutable_data_ptr<A>();
     parallel_for(first, last, grain(row_cost), [&](int64_t begin, int64_t end) {
       REID_CPU_CALL(batch_hard_rows<A>, data, ldx, dim, rows, ids, product + (begin - first) * rows, sq_norms, begin,
@@ -92,11 +112,9 @@ void link(const int64_t* index, int64_t rows, int64_t* heads, int64_t* next) {
 
 Tensor batch_hard_backward(const std::optional<Tensor>& grad_ap, const std::optional<Tensor>& grad_an, const Tensor& x,
                            const Tensor& d_ap, const Tensor& d_an, const Tensor& i_ap, const Tensor& i_an) {
+  check_saved(grad_ap, grad_an, x, d_ap, d_an, i_ap, i_an);
   const Tensor wide = wide_rows(x);
   const int64_t rows = x.size(0), dim = x.size(1);
-  for (const Tensor* t : {&d_ap, &d_an, &i_ap, &i_an})
-    REID_CHECK(t->is_contiguous() && t->numel() == rows, "batch_hard_backward: expected (B,) with B=", rows, ", got ",
-               t->sizes());
   const Tensor g_ap = grad_ap ? grad_ap->contiguous() : Tensor(), g_an = grad_an ? grad_an->contiguous() : Tensor();
   const Tensor grad_x = empty_output({rows, dim}, wide.options());
   const Tensor lists = empty({4, rows}, i_ap.options());
@@ -141,6 +159,7 @@ Pairs batch_hard(const Tensor& x, const Tensor& labels) {
 
 Tensor batch_hard_backward(const std::optional<Tensor>& grad_ap, const std::optional<Tensor>& grad_an, const Tensor& x,
                            const Tensor& d_ap, const Tensor& d_an, const Tensor& i_ap, const Tensor& i_an) {
+  check_saved(grad_ap, grad_an, x, d_ap, d_an, i_ap, i_an);
   const CudaScope scope(x);
   const Tensor rows = x.size(1) <= 1 || x.stride(1) == 1 ? x : x.contiguous();
   const Tensor g_ap = grad_ap ? grad_ap->contiguous() : Tensor(), g_an = grad_an ? grad_an->contiguous() : Tensor();

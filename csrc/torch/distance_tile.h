@@ -56,7 +56,7 @@ void for_each_task(int64_t n, const Fn& fn) {
 
 // Gallery rows per tile for T: kTileColumns, unless the library then sums some columns of a tile in another order than
 // the rest, as kernels whose width does not divide the tile do for the remainder. Asked once, by a product whose
-// results must all be one number.
+// results must all be one number: MKL's float64 kernels need it.
 template <typename T>
 int64_t tile_columns() {
   static const int64_t chosen = [] {
@@ -75,7 +75,7 @@ int64_t tile_columns() {
             const Tensor c = empty({height, width}, options);
             product_into(c, a, b, /*accumulate=*/false);
             const T* values = c.template const_data_ptr<T>();
-            for (int64_t i = 0; i < c.numel(); ++i)
+            for (int64_t i = 0; i < height * width; ++i)
               if (values[i] != values[0]) alike = false;
           }
         }
@@ -244,7 +244,8 @@ struct BadInput {
 };
 
 // Calls fn(const T* or T* block, ld, q0, queries, g0, columns) for blocks of distances, galleries in ascending order
-// for every query. The block is the callee's to overwrite; fn itself parallelises over the rows of the block.
+// for every query. The block is the callee's to overwrite; fn itself parallelises over the rows of the block. A user
+// may interrupt between two blocks.
 template <typename T, typename Fn>
 BadInput for_each_block(const Rows& query, const Rows& gallery, Metric metric, BlockSize size, const Fn& fn) {
   const int64_t dim = query.x.size(1), height = tile_rows_for(query.n);

@@ -314,12 +314,6 @@ inline Tensor empty_output(IntList sizes, const Options& options) {
 inline Tensor sum_of(const Tensor& x, int64_t dim) {
   return torch::stable::sum(x, torch::headeronly::IntHeaderOnlyArrayRef(&dim, 1));
 }
-// out = a b
-inline void mm_out(const Tensor& out, const Tensor& a, const Tensor& b) {
-  const Tensor::Base o = out, x = a, y = b;
-  call_torch<Tensor>("aten::mm", "out", x, y, o);
-}
-
 // A `str` argument. torch's own conversion to std::string loses 48 bytes or more a call in the headers before 2.14.
 struct Text {
   std::string value;

@@ -115,7 +115,7 @@ class Op:
         self.native: Callable[..., Any] | None = None
         self.run: Callable[..., Any] = self._checked_reference
         if _library.loaded:
-            for suffix, shapes in (("", fake), ("_forward", forward_fake), ("_backward", backward_fake)):
+            for suffix, shapes in (("", self._checked(fake)), ("_forward", forward_fake), ("_backward", backward_fake)):
                 if shapes is not None:
                     torch.library.register_fake(f"reidfast::{name}{suffix}")(shapes)
                     if triton is not None:
@@ -124,6 +124,15 @@ class Op:
                 torch.library.impl(f"reidfast::{name}", key)(self._autocast)
             self.native = self.bind(torch.ops.reidfast)
         _backends.add(self)
+
+    def _checked(self, fake: Callable[..., Any]) -> Callable[..., Any]:
+        """The fake, which refuses what a kernel would refuse."""
+
+        def checked(*inputs: Any) -> Any:
+            self.check(*inputs)
+            return fake(*inputs)
+
+        return checked
 
     # ---- calls -------------------------------------------------------------------------------------------------------
 

@@ -61,8 +61,8 @@ def _check(anchors: Tensor, centres: Tensor, own: Tensor, r: int, candidates: in
     check_int64("cyclic_negatives", "own", own)
     if anchors.dim() != 2 or centres.dim() != 2 or anchors.shape[1] != centres.shape[1]:
         raise ValueError(
-            f"cyclic_negatives: expected anchors (A, D) and centres (B, D), got {tuple(anchors.shape)} and "
-            f"{tuple(centres.shape)}"
+            f"cyclic_negatives: expected anchors (A, D) and centres (B, D) with one D, "
+            f"got {tuple(anchors.shape)} and {tuple(centres.shape)}"
         )
     if own.dim() != 1 or own.shape[0] != anchors.shape[0]:
         raise ValueError(

@@ -18,11 +18,13 @@ def _leaves(value: Any) -> list[Tensor]:
     return [leaf for item in value for leaf in _leaves(item)]
 
 
-def assert_no_worse(actual: Any, exact: Any, eager: Any, *, factor: float = 2.0, ulps: float = 4.0) -> None:
+def assert_no_worse(
+    actual: Any, exact: Any, eager: Any, *, factor: float = 2.0, ulps: float = 4.0, terms: float = 0.0
+) -> None:
     """Raise AssertionError unless ``actual`` is as near to ``exact`` as plain PyTorch in the same dtype is.
 
     The largest absolute error of each tensor must not exceed ``factor`` times that of ``eager``, plus a floor of
-    ``ulps`` units in the last place of the largest exact value. Integer and boolean tensors must be equal. NaN and
+    ``ulps`` units in the last place of the largest exact value, or of ``terms`` where that is larger. Integer and boolean tensors must be equal. NaN and
     infinities must stand in the same places.
 
     Args:
@@ -31,6 +33,7 @@ def assert_no_worse(actual: Any, exact: Any, eager: Any, *, factor: float = 2.0,
         eager: The same computed by plain PyTorch in ``actual``'s dtype.
         factor: How much worse than plain PyTorch is still accepted.
         ulps: Floor in units in the last place.
+        terms: Magnitude of what is added up: a sum that cancels keeps the rounding errors of its terms.
     """
     actual, exact, eager = _leaves(actual), _leaves(exact), _leaves(eager)
     if not len(actual) == len(exact) == len(eager):
@@ -55,7 +58,7 @@ def assert_no_worse(actual: Any, exact: Any, eager: Any, *, factor: float = 2.0,
             continue
         error = (a64 - x64)[finite].abs().max().item()
         eager_error = (e64 - x64)[finite].abs().nan_to_num(0).max().item()
-        floor = ulps * torch.finfo(a.dtype).eps * max(x64[finite].abs().max().item(), torch.finfo(a.dtype).tiny)
+        floor = ulps * torch.finfo(a.dtype).eps * max(x64[finite].abs().max().item(), terms, torch.finfo(a.dtype).tiny)
         if error > factor * eager_error + floor:
             raise AssertionError(
                 f"tensor {n} ({a.dtype}, {tuple(a.shape)}): largest error {error:.3e}, expected at most "

@@ -14,7 +14,7 @@ from reidfast.evaluation import _engine, rank, rank_distances
 @pytest.fixture
 def on_the_kernel(monkeypatch):
     """Evaluation as on a CUDA device: plain torch around the counting kernel."""
-    op = emulated("eval_count_below")
+    op = emulated("count_below")
     monkeypatch.setattr(_engine, "count_below_op", lambda device: op)
     with reidfast.use_backend("reference"):
         yield
@@ -55,7 +55,7 @@ def test_counts_equal_plain_torch(queries, gallery, most, dtype, levels):
     got = torch.zeros_like(want)
     padded = torch.nn.functional.pad(d, (0, 3), value=-1.0)[:, :gallery]  # a stride of its own
     width = int(ptr.diff().max()) if len(values) else 0
-    emulated("eval_count_below")(padded, 0, ptr, values, columns, width, same_ptr, same, drop, got)
+    emulated("count_below")(padded, 0, ptr, values, columns, width, same_ptr, same, drop, got)
     assert torch.equal(got, want)
     if most > 10 and levels:
         assert bool(want[1].any()) and bool(want[2].any())
@@ -64,7 +64,7 @@ def test_counts_equal_plain_torch(queries, gallery, most, dtype, levels):
 def test_parts_of_the_gallery_add_up():
     d, ptr, values, columns, same_ptr, same, drop = problem(3, 500, 12, torch.float32, 5, levels=20)
     whole, parts = (torch.zeros(3, len(values), dtype=torch.int64) for _ in range(2))
-    count = emulated("eval_count_below")
+    count = emulated("count_below")
     count(d, 0, ptr, values, columns, 12, same_ptr, same, drop, whole)
     for first, last in ((0, 123), (123, 124), (124, 500)):
         count(d[:, first:last], first, ptr, values, columns, 12, same_ptr, same, drop, parts)
@@ -103,7 +103,7 @@ def test_rank_on_the_kernel(on_the_kernel, metric, monkeypatch):
 def test_refuses_lists_that_do_not_fit():
     d, ptr, values, columns, same_ptr, same, drop = problem(3, 50, 4, torch.float32, 5)
     counts = torch.zeros(3, len(values), dtype=torch.int64)
-    count = emulated("eval_count_below")
+    count = emulated("count_below")
     with pytest.raises(RuntimeError, match="thresholds do not fit 3 queries"):
         count(d, 0, ptr[:-1].contiguous(), values, columns, 4, same_ptr, same, drop, counts)
     with pytest.raises(RuntimeError, match="expected contiguous int64 same"):

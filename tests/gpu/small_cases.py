@@ -5,10 +5,11 @@
 import sys
 from pathlib import Path
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[2]), str(Path(__file__).resolve().parent)]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "ops")]
 
 import torch  # noqa: E402
-from op_cases import CASES, Case, forward_backward  # noqa: E402
+from cases import CASES, Case, forward_backward  # noqa: E402
 
 from reidfast.evaluation import jaccard_graph, rank, rank_distances, rerank, search  # noqa: E402
 

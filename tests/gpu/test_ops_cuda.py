@@ -12,9 +12,9 @@ import sys
 import pytest
 import torch
 
-sys.path.insert(0, os.path.dirname(__file__))
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "ops"))
 
-from op_cases import CASES, Case, forward_backward, leaves  # noqa: E402
+from cases import CASES, Case, forward_backward, leaves  # noqa: E402
 
 import reidfast  # noqa: E402
 from reidfast import ops  # noqa: E402

@@ -10,6 +10,7 @@ from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reidfast
 from reidfast import implementations
 from reidfast.ops import batch_hard
 from reidfast.ops.reference.batch_hard import batch_hard as reference
@@ -26,7 +27,7 @@ from reidfast.testing import (
 )
 
 SHAPES = [(4, 1), (8, 3), (63, 130), (64, 512), (96, 2048), (300, 40)]  # one, odd, past a chunk, real, several tiles
-OP = torch.ops.reidfast.batch_hard.default
+OP = reidfast.implementations("batch_hard")["native"]
 
 
 @pytest.fixture(
@@ -191,9 +192,13 @@ def test_gradcheck(rows):
 def test_opcheck(needs_grad):
     for rows, dim in ((5, 4), (70, 33)):
         x, labels = make_embeddings(rows, dim, seed=5)
-        torch.library.opcheck(OP, (x.requires_grad_(needs_grad), labels))
-        torch.library.opcheck(OP, (x.detach().t().contiguous().t().requires_grad_(needs_grad), labels))
-    torch.library.opcheck(OP, (x.detach().bfloat16().requires_grad_(needs_grad), labels))
+        torch.library.opcheck(torch.ops.reidfast.batch_hard.default, (x.requires_grad_(needs_grad), labels))
+        torch.library.opcheck(
+            torch.ops.reidfast.batch_hard.default, (x.detach().t().contiguous().t().requires_grad_(needs_grad), labels)
+        )
+    torch.library.opcheck(
+        torch.ops.reidfast.batch_hard.default, (x.detach().bfloat16().requires_grad_(needs_grad), labels)
+    )
 
 
 def test_no_double_backward():

@@ -32,7 +32,7 @@ SHAPES = [  # M (0: the 2-D form), B, N, d: one, odd, past a tile, past a chunk,
     ((1, 5, 9001, 33), 4),
     ((0, 131, 600, 300), 7),
 ]
-OP = torch.ops.reidfast.memory_match.default
+OP = reidfast.implementations("memory_match")["native"]
 
 
 def on_device(device, name):
@@ -237,7 +237,7 @@ def test_gradient_only_where_asked():
 def test_opcheck(grads):
     x, bank, exclude = problem((2, 3, 12, 4), torch.float32)
     args = (x.requires_grad_(grads[0]), bank.requires_grad_(grads[1]), 3, 2.0, "sqeuclidean", exclude)
-    torch.library.opcheck(OP, args)
+    torch.library.opcheck(torch.ops.reidfast.memory_match.default, args)
 
 
 def test_no_double_backward():
@@ -321,7 +321,7 @@ def test_property(parts, queries, rows, dim, share, dtype, metric, scale, repeat
     args = (max(1, round(share * (rows - 1))), scale, metric, exclude)
     exact, eager = run(reference, x.double(), bank.double(), *args), run(reference, x, bank, *args)
     got = run(OP, x, bank, *args)
-    assert_no_worse(got[:2], exact[:2], eager[:2], ulps=max(16, floor(dtype)))
+    assert_no_worse(got[:2], exact[:2], eager[:2], ulps=max(16, floor(dtype)), terms=1.0)  # exponentials up to 1
     rows_found = OP(x, bank, *args)[2]
     assert rows_found.sort(-1).values.diff(dim=-1).gt(0).all() and not bool((rows_found == exclude[:, None]).any())
 
@@ -371,7 +371,6 @@ X, W = torch.randn(2, 4, 3), torch.randn(2, 9, 3)
 BAD = [
     ((X.numpy(), W, 2), {}, TypeError, "x to be a torch.Tensor"),
     ((X.long(), W, 2), {}, TypeError, "x of dtype float32"),
-    ((X, W.double(), 2), {}, TypeError, "both float64 or neither"),
     ((X[0], W, 2), {}, ValueError, r"got \(4, 3\) and \(2, 9, 3\)"),
     ((X[:1], W, 2), {}, ValueError, "same M and d"),
     ((X, W[..., :2], 2), {}, ValueError, r"\(2, 9, 2\)"),

@@ -8,13 +8,14 @@ from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reidfast
 from reidfast import implementations
 from reidfast.ops import query_lstm_cell
 from reidfast.ops.reference.query_lstm_cell import query_lstm_cell as reference
 from reidfast.testing import FLOATS, assert_no_worse, devices, isa, nan_poison, shape_id, threads
 
 SHAPES = [(1, 1, 1, 1), (2, 3, 5, 7), (3, 17, 4, 4), (2, 64, 14, 14)]  # B, Dh, H, W
-OP = torch.ops.reidfast.query_lstm_cell.default
+OP = reidfast.implementations("query_lstm_cell")["native"]
 
 
 @pytest.fixture(
@@ -131,7 +132,7 @@ def test_gradcheck(shared):
 def test_opcheck(needs_grad, last):
     for shared in (False, True):
         inputs = [t.requires_grad_(needs_grad) for t in make((2, 3, 4, 2), torch.float32, shared=shared, last=last)]
-        torch.library.opcheck(OP, tuple(inputs))
+        torch.library.opcheck(torch.ops.reidfast.query_lstm_cell.default, tuple(inputs))
 
 
 def test_no_double_backward():
@@ -174,7 +175,6 @@ def test_threads_and_instruction_sets():
 G, C = torch.ones(2, 8, 3, 3), torch.ones(2, 2, 3, 3)
 BAD = [
     ((G.long(), G, C), TypeError, "expected gates of dtype float32"),
-    ((G, G.double(), C), TypeError, "gates, query_gates and c of one dtype"),
     ((G, G, C[:, :1]), ValueError, r"gates \(B, 4\*Dh, H, W\)"),
     ((G, G, C[:1]), ValueError, r"and c \(B, Dh, H, W\)"),
     ((G, G[:, :4], C), ValueError, r"or \(1, 4\*Dh, H, W\)"),

@@ -10,13 +10,14 @@ from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import reidfast
 from reidfast import implementations
 from reidfast.ops import region_scores
 from reidfast.ops.reference.region_scores import region_scores as reference
 from reidfast.testing import FLOATS, assert_no_worse, devices, isa, nan_poison, shape_id, threads
 
 SHAPES = [(1, 1, 1, 1), (2, 4, 4, 9), (3, 7, 13, 40), (5, 14, 14, 3000)]  # B, H, W, P
-OP = torch.ops.reidfast.region_scores.default
+OP = reidfast.implementations("region_scores")["native"]
 INF, NAN = math.inf, math.nan
 
 
@@ -167,8 +168,13 @@ def test_gradcheck():
 @pytest.mark.parametrize("needs_grad", [False, True])
 def test_opcheck(needs_grad):
     attention, boxes, index = make((2, 4, 5, 12), torch.float32)
-    torch.library.opcheck(OP, (attention.requires_grad_(needs_grad), boxes, index))
-    torch.library.opcheck(OP, (attention.detach().transpose(1, 2).requires_grad_(needs_grad), boxes.double(), index))
+    torch.library.opcheck(
+        torch.ops.reidfast.region_scores.default, (attention.requires_grad_(needs_grad), boxes, index)
+    )
+    torch.library.opcheck(
+        torch.ops.reidfast.region_scores.default,
+        (attention.detach().transpose(1, 2).requires_grad_(needs_grad), boxes.double(), index),
+    )
 
 
 def test_no_double_backward():

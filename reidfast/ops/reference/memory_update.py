@@ -12,7 +12,7 @@ from torch import Tensor
 def memory_update_(bank: Tensor, indices: Tensor, values: Tensor, momentum: float, normalize: bool) -> None:
     """Blend values into rows, one after another; signature of ``reidfast::memory_update_``."""
     wide = torch.promote_types(bank.dtype, torch.float32)
-    rows = indices.tolist()
+    rows, values = indices.tolist(), values.clone()  # values may be part of the bank
     if any(not -1 <= row < bank.shape[-2] for row in rows):
         raise ValueError(f"memory_update_: expected indices from -1 to N-1={bank.shape[-2] - 1}, got {rows}")
     for b, row in enumerate(rows):

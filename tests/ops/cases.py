@@ -84,7 +84,8 @@ def memory_update_(case: Case) -> tuple[Call, list[Tensor]]:
 
 def theta(case: Case, patches: int = 3) -> Tensor:
     base = torch.tensor([[0.8, 0.05, 0.1], [0.0, 0.35, -0.3]], dtype=torch.float64)
-    return (base + 0.03 * case.randn(2, patches, 2, 3).double().cpu()).to(case.device, torch.float32).to(case.dtype)
+    noise = torch.randn(2, patches, 2, 3, generator=case.generator, dtype=torch.float64)
+    return (base + 0.03 * noise).to(case.device, torch.float32).to(case.dtype)
 
 
 def sample_patches(case: Case) -> tuple[Call, list[Tensor]]:

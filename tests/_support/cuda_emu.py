@@ -17,7 +17,7 @@ import torch
 from reidfast.ops import _backends
 from reidfast.ops._op import Op
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build" / f"cmake-{sys.implementation.cache_tag}"
 ASAN = os.environ.get("REID_CUDA_EMU_ASAN") == "1"
 
