@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 _UNIT = 2.0**-24
-_SQEUCLIDEAN_FORMS = (1, 2)  # numbers of the metrics in _engine
+_SQEUCLIDEAN_FORMS = (1, 2)  # numbers of the metrics, as in _core/options.py
 _COSINE = 0
 # Which first pass to take: TensorFloat-32 leaves about a tenth as many pairs to check as bfloat16 does and costs twice
 # as much; each re-checked pair costs a read of its gallery row.
