@@ -27,13 +27,13 @@ def cuhk_hits(
     true = true[first]  # one box an image: the first listed
     box_of = np.full(table.images, -1, np.int64)
     box_of[image_of] = true
-    near = np.flatnonzero(allowed & (box_of[table.det_image[rows]] >= 0))
-    target = table.true_box[box_of[table.det_image[rows[near]]]]
+    candidates = np.flatnonzero(allowed & (box_of[table.det_image[rows]] >= 0))
+    target = table.true_box[box_of[table.det_image[rows[candidates]]]]
     width, height = target[:, 2] - target[:, 0], target[:, 3] - target[:, 1]
     needed = np.minimum(iou, width * height / ((width + 10) * (height + 10)))
-    near = near[box_iou(table.det_box[rows[near]], target) >= needed]
-    image = table.det_image[rows[near]]
-    order = np.lexsort((rows[near], -similarity[near], image))
-    near, image = near[order], image[order]
-    best = near[np.r_[True, image[1:] != image[:-1]]] if len(near) else near
+    candidates = candidates[box_iou(table.det_box[rows[candidates]], target) >= needed]
+    image = table.det_image[rows[candidates]]
+    order = np.lexsort((rows[candidates], -similarity[candidates], image))
+    candidates, image = candidates[order], image[order]
+    best = candidates[np.r_[True, image[1:] != image[:-1]]] if len(candidates) else candidates
     return best, len(true)
