@@ -35,6 +35,7 @@ def database_augmentation(features: Any, *, k: int = 10, alpha: float = 3.0, ite
         ValueError: as `query_expansion`.
 
     Example:
+        >>> import torch
         >>> database_augmentation(torch.eye(2), k=1).tolist()
         [[1.0, 0.0], [0.0, 1.0]]
     """

@@ -57,6 +57,7 @@ def jaccard_graph(
         Memory O(N k1) + the graph; the dense N x N never exists. Independent of the number of threads.
 
     Example:
+        >>> import torch
         >>> graph = jaccard_graph(torch.eye(3).repeat(2, 1), k1=2, k2=1)
         >>> graph.nnz, float(graph[0, 3])
         (12, 0.0)

@@ -37,6 +37,7 @@ def knn_graph(
         Distances and ties are those of `search`. Memory O(N k).
 
     Example:
+        >>> import numpy as np
         >>> knn_graph(np.array([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]]), 1).indices.tolist()
         [2, 2, 1]
     """

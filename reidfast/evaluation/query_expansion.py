@@ -39,6 +39,7 @@ def query_expansion(query: Any, gallery: Any, *, k: int = 10, alpha: float = 3.0
         No Q x G array: neighbours come from `search`.
 
     Example:
+        >>> import torch
         >>> query_expansion(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.6, 0.8]]), k=1, alpha=0).numpy().round(3)
         array([[0.894, 0.447]], dtype=float32)
     """

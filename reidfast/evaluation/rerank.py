@@ -76,6 +76,7 @@ def rerank(
         no more than 256 MB (the first ``.dense()`` writes over them); larger ones are made again for final distances.
 
     Example:
+        >>> import torch
         >>> x = torch.eye(4).repeat(3, 1)
         >>> rerank(x[:4], x[4:], k1=2, k2=1).dense().argmin(1).tolist()
         [0, 1, 2, 3]

@@ -39,6 +39,7 @@ def subtract_camera_mean(
         A camera of one single row becomes zero there (distance 1 to everything under cosine).
 
     Example:
+        >>> import torch
         >>> subtract_camera_mean(torch.eye(2), torch.tensor([0, 0]), normalize=False).tolist()
         [[0.5, -0.5], [-0.5, 0.5]]
     """
