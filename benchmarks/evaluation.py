@@ -49,9 +49,9 @@ def distance_steps(shape, device):
     }
 
 
-def sort_and_gather(d, query_ids, gallery_ids, query_cameras, gallery_cameras):
+def sort_and_gather(d, query_pids, gallery_pids, query_camids, gallery_camids):
     """As torchreid and fast-reid score, moved to the device: every row sorted, labels gathered, sums along rows."""
-    labels = [torch.from_numpy(x).to(d.device) for x in (query_ids, gallery_ids, query_cameras, gallery_cameras)]
+    labels = [torch.from_numpy(x).to(d.device) for x in (query_pids, gallery_pids, query_camids, gallery_camids)]
 
     def step():
         precisions = []
@@ -82,7 +82,7 @@ def rank_steps(shape, device):
 
 def people(shape, device):
     """Features as a trained network makes them: clusters around a common mean, unit length; their labels."""
-    query_ids, gallery_ids, *cameras = labels(shape)
+    query_pids, gallery_pids, *cameras = labels(shape)
     generator = torch.Generator().manual_seed(0)
     centres = torch.randn(shape["ids"] + 1, shape["dim"], generator=generator) / shape["dim"] ** 0.5
     mean = 1.2 * torch.randn(shape["dim"], generator=generator) / shape["dim"] ** 0.5
@@ -92,7 +92,7 @@ def people(shape, device):
         own = torch.where(torch.from_numpy(ids)[:, None] > 0, centres[torch.from_numpy(ids)], 1.1 * noise)
         return torch.nn.functional.normalize(mean + own + 1.1 * noise).to(device)
 
-    return make(query_ids), make(gallery_ids), (query_ids, gallery_ids, *cameras)
+    return make(query_pids), make(gallery_pids), (query_pids, gallery_pids, *cameras)
 
 
 def precision_steps(precision):

@@ -26,9 +26,9 @@ from benchmarks import neighbours, run, timing  # neighbours registers what is m
 from benchmarks.peers import dense_restated
 from benchmarks.registry import REGISTRY
 from reidfast.evaluation import rank, rank_distances, rank_reranked, rerank, search
-from reidfast.evaluation._rerank_variants import VARIANTS
-from reidfast.evaluation.reference_rerank import dense_rerank
+from reidfast.evaluation._core.rerank_variants import VARIANTS
 from reidfast.testing import peak_memory
+from reidfast.testing.reference import dense_rerank
 
 Part = dict[str, list[dict[str, Any]]]
 GIGA = 1e9

@@ -12,11 +12,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__: list[str] = []
+from reidfast.evaluation import METRICS
 
-METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
-PROTOCOLS = ("market1501", "cuhk03", "mars", "mars_torchreid")
-PRECISIONS = ("step", "trapezoid", "sklearn")
+__all__: list[str] = []
 
 
 def add_command(subparsers: Any, name: str, run: Any, help: str, **options: Any) -> argparse.ArgumentParser:
@@ -217,7 +215,7 @@ def run_extract(args: argparse.Namespace, data: Any, out: Path | None, *, overwr
     )
 
 
-def check_choice(flag: str, value: str | None, choices: Sequence[str]) -> None:
+def check_choice(flag: str, value: str | None, choices: Iterable[str]) -> None:
     """One line that names the choices."""
     if value is not None and value not in choices:
         raise ValueError(f"{flag}: expected one of {', '.join(choices)}, got {value!r}")

@@ -34,47 +34,46 @@ def leave(group: Any) -> None:
 
 
 def part_of(n: int, group: Any, step: int = 1) -> slice:
-    """This rank's share of n rows, in whole steps."""
+    """This process's share of n rows, in whole steps."""
     import torch.distributed as dist
 
-    rank, size = dist.get_rank(group), dist.get_world_size(group)
+    index, count = dist.get_rank(group), dist.get_world_size(group)
     steps = -(-n // step)
-    begin, end = (min(n, steps * r // size * step) for r in (rank, rank + 1))
+    begin, end = (min(n, steps * i // count * step) for i in (index, index + 1))
     return slice(begin, end)
 
 
 def extract_together(args: argparse.Namespace, data: Any, out: Path | None, group: Any) -> Any:
-    """Features of query and gallery images: every rank runs the model over its batches and gets all rows.
+    """Features of query and gallery images: every process runs the model over its batches and gets all rows.
 
-    The batches are those of one process, so the features are too. `out` is written by rank 0, at the end.
+    The batches are those of one process, so the features are too. `out` is written by process 0, at the end.
     """
-    import torch.distributed as dist
+    import torch
 
+    from reidfast._shards import raise_everywhere, shards_of
     from reidfast.engine import FeatureFile, FeatureTable, extract, write_features
-    from reidfast.evaluation._groups import ranks_of
 
     from ._common import build_model
 
-    rank, ranks = dist.get_rank(group), ranks_of("evaluate", group)
+    shards = shards_of("evaluate", group)
     tables = {name: data.splits[name] for name in ("query", "gallery")}
-    file, problem = None, None
-    try:
+    file = None
+    with raise_everywhere(shards):
         model = build_model(args)
         parts = {name: table.select(part_of(len(table), group, args.batch)) for name, table in tables.items()}
         if any(len(table) for table in parts.values()):
             file = extract(
                 model, parts, None, size=args.size, filter=args.filter, batch=args.batch, device=args.device,
                 dtype=args.dtype, flip=args.flip, workers=args.workers,
-                show_progress=rank == 0 and not getattr(args, "quiet", False),
+                show_progress=shards.index == 0 and not getattr(args, "quiet", False),
             )  # fmt: skip
-    except Exception as error:
-        problem = error
-    ranks.first_error(problem)
-    width = int(ranks.concatenate(np.array([0 if file is None else file.query.features.shape[1]])).max())
+    widths = torch.tensor([0 if file is None else file.query.features.shape[1]])
+    width = int(shards.concatenate(widths).max())
     whole = {}
     for name, table in tables.items():
-        mine = np.empty((0, width), args.dtype) if file is None else file[name].features
-        whole[name] = FeatureTable(ranks.concatenate(mine), table.pids, table.camids, table.paths)
+        rows = np.empty((0, width), args.dtype) if file is None else file[name].features
+        together = shards.concatenate(torch.from_numpy(rows)).numpy()
+        whole[name] = FeatureTable(together, table.pids, table.camids, table.paths)
     settings = {"size": list(args.size), "filter": args.filter, "batch": args.batch, "dtype": args.dtype}
     meta = {
         "data": data.name,
@@ -84,6 +83,6 @@ def extract_together(args: argparse.Namespace, data: Any, out: Path | None, grou
         "settings": {**settings, "flip": args.flip},
     }
     result = FeatureFile(whole, meta)
-    if out is not None and rank == 0:
+    if out is not None and shards.index == 0:
         write_features(out, result)
     return result

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from reidfast.evaluation import AP_RULES, METRICS, PROTOCOLS
+
 from ._common import (
-    METRICS,
-    PRECISIONS,
-    PROTOCOLS,
     add_command,
     add_data,
     add_json,
@@ -41,7 +40,7 @@ def add(subparsers: Any) -> None:
     parser.add_argument("features", metavar="FEATURES", nargs="?", help="a feature file; or give --data and --model")
     parser.add_argument("--save-features", metavar="FILE", help="with --data: keep the features here, resumable")
     parser.add_argument("--protocol", default="market1501", help=f"{', '.join(PROTOCOLS)} (default: market1501)")
-    parser.add_argument("--ap", metavar="RULE", help=f"{', '.join(PRECISIONS)} (default: the protocol's own)")
+    parser.add_argument("--ap", metavar="RULE", help=f"{', '.join(AP_RULES)} (default: the protocol's own)")
     parser.add_argument("--max-rank", type=positive, default=50, metavar="N", help="length of the CMC (default: 50)")
     parser.add_argument("--plot", metavar="PNG", help="draw the CMC curve")
     parser.add_argument(
@@ -71,7 +70,7 @@ def run(args: argparse.Namespace) -> None:
     set_threads(args)
     check_choice("--metric", args.metric, METRICS)
     check_choice("--protocol", args.protocol, PROTOCOLS)
-    check_choice("--ap", args.ap, PRECISIONS)
+    check_choice("--ap", args.ap, AP_RULES)
     if args.plot:
         check_writable(Path(args.plot), "--plot", (".png", ".svg", ".pdf"))
     other = None
@@ -157,7 +156,7 @@ def score(
     rerank: bool = False,
     group: Any = None,
 ) -> dict[str, Any]:
-    """Everything that `--json` prints; fractions, not per cent. With `group`, each rank takes part of the gallery."""
+    """Everything that `--json` prints; fractions, not per cent. With `group`, each process takes a shard."""
     from reidfast import evaluation
 
     query, gallery = file.query, file.gallery

@@ -8,9 +8,9 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from reidfast.evaluation import METRICS, PROTOCOLS
+
 from ._common import (
-    METRICS,
-    PROTOCOLS,
     add_command,
     add_ranking,
     check_choice,

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from reidfast.evaluation import METRICS
+
 from ._common import (
-    METRICS,
     add_command,
     add_json,
     add_model,

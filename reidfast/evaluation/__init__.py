@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
-from reidfast.evaluation._metrics import Ranking
-from reidfast.evaluation._rerank_variants import RerankVariant
-from reidfast.evaluation.adaptation import database_augmentation, query_expansion, subtract_camera_mean
-from reidfast.evaluation.graphs import cluster, knn_graph
-from reidfast.evaluation.nearest import search
-from reidfast.evaluation.open_set import OpenSet, calibrate_threshold, open_set
+from reidfast.evaluation._core.metrics import AP_RULES, PROTOCOLS, Ranking
+from reidfast.evaluation._core.options import METRICS
+from reidfast.evaluation._core.rerank_variants import RerankVariant
+from reidfast.evaluation._core.reranking import Reranked
+from reidfast.evaluation.calibrate_threshold import calibrate_threshold
+from reidfast.evaluation.cluster import cluster
+from reidfast.evaluation.database_augmentation import database_augmentation
+from reidfast.evaluation.jaccard_graph import jaccard_graph
+from reidfast.evaluation.knn_graph import knn_graph
+from reidfast.evaluation.open_set import OpenSet, open_set
 from reidfast.evaluation.person_search import (
     Detections,
     PersonSearch,
@@ -19,12 +23,21 @@ from reidfast.evaluation.person_search import (
     person_search,
     person_search_sweep,
 )
-from reidfast.evaluation.ranking import rank, rank_distances
-from reidfast.evaluation.reranking import Reranked, jaccard_graph, rank_reranked, rerank, rerank_distances
-from reidfast.evaluation.single_shot import sampled_cmc
-from reidfast.evaluation.verification import Roc, roc
+from reidfast.evaluation.query_expansion import query_expansion
+from reidfast.evaluation.rank import rank
+from reidfast.evaluation.rank_distances import rank_distances
+from reidfast.evaluation.rank_reranked import rank_reranked
+from reidfast.evaluation.rerank import rerank
+from reidfast.evaluation.rerank_distances import rerank_distances
+from reidfast.evaluation.roc import Roc, roc
+from reidfast.evaluation.sampled_cmc import sampled_cmc
+from reidfast.evaluation.search import search
+from reidfast.evaluation.subtract_camera_mean import subtract_camera_mean
 
 __all__ = [
+    "AP_RULES",
+    "METRICS",
+    "PROTOCOLS",
     "Detections",
     "OpenSet",
     "PersonSearch",

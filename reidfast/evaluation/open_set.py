@@ -7,16 +7,16 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
-from torch import Tensor
 
-from reidfast.evaluation._inputs import check_count, read_features, read_labels
-from reidfast.evaluation._pairs import JUNK, find_pairs
-from reidfast.evaluation.nearest import search
-
-__all__ = ["OpenSet", "calibrate_threshold", "open_set"]
-
-Floats = NDArray[np.float64]
+from reidfast._arrays import to_numpy
+from reidfast.evaluation._core.features import read_features
+from reidfast.evaluation._core.labels import JUNK, read_labels
+from reidfast.evaluation._core.metrics import Floats
+from reidfast.evaluation._core.options import check_count
+from reidfast.evaluation._core.pairs import find_pairs
+from reidfast.evaluation._core.plan import host_backend
+from reidfast.evaluation.calibrate_threshold import calibrate_threshold
+from reidfast.evaluation.search import search
 
 
 class OpenSet(NamedTuple):
@@ -43,48 +43,13 @@ class OpenSet(NamedTuple):
     closed_set: float
 
 
-def _host(x: Any) -> NDArray[Any]:
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-    return np.asarray(x.get() if hasattr(x, "__cuda_array_interface__") and hasattr(x, "get") else x)
-
-
-def calibrate_threshold(impostor_distances: Any, far: float) -> float:
-    """The largest threshold at which at most a share `far` of the impostor distances lies below it.
-
-    Args:
-        impostor_distances: Distances that should be refused, any shape: of unknown people to their nearest gallery row
-            for open-set identification, of pairs of different people for verification.
-        far: False-alarm rate in [0, 1].
-
-    Returns:
-        The (floor(far N) + 1)-th smallest distance; inf where far N >= N. Accept what is strictly below.
-
-    Raises:
-        ValueError: no distance, a NaN, or far outside [0, 1].
-
-    Example:
-        >>> calibrate_threshold([0.4, 0.1, 0.3, 0.2], 0.25)
-        0.2
-    """
-    op = "calibrate_threshold"
-    d = _host(impostor_distances).astype(np.float64).ravel()
-    if not 0.0 <= far <= 1.0:
-        raise ValueError(f"{op}: expected far in [0, 1], got {far!r}")
-    if len(d) == 0 or np.isnan(d).any():
-        raise ValueError(f"{op}: expected at least one distance and no NaN, got {len(d)} distances")
-    # a hair above the product, so that 0.29 * 100 means 29
-    place = int(np.floor(far * len(d) * (1 + 1e-12)))
-    return float(np.partition(d, place)[place]) if place < len(d) else float("inf")
-
-
 def open_set(
     query: Any,
     gallery: Any,
-    query_ids: Any,
-    gallery_ids: Any,
-    query_cameras: Any = None,
-    gallery_cameras: Any = None,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any = None,
+    gallery_camids: Any = None,
     *,
     metric: str = "cosine",
     points: Any = (0.01, 0.1),
@@ -101,10 +66,10 @@ def open_set(
     Args:
         query: As in `rank`.
         gallery: As in `rank`.
-        query_ids: As in `rank`.
-        gallery_ids: As in `rank`; -1 is junk and dropped.
-        query_cameras: As in `rank`.
-        gallery_cameras: As in `rank`.
+        query_pids: As in `rank`.
+        gallery_pids: As in `rank`; -1 is junk and dropped.
+        query_camids: As in `rank`.
+        gallery_camids: As in `rank`.
         metric: As in `rank`.
         points: False-alarm rates in [0, 1].
         max_rank: A match counts up to this rank.
@@ -129,21 +94,23 @@ def open_set(
     if rates.ndim != 1 or not ((rates >= 0) & (rates <= 1)).all():
         raise ValueError(f"{op}: expected points in [0, 1], got {points!r}")
     q, g = read_features(op, "query", query), read_features(op, "gallery", gallery)
-    labels = read_labels(op, q.n, g.n, query_ids, gallery_ids, query_cameras, gallery_cameras)
-    pairs = find_pairs(labels)
-    known = pairs.matches > 0
+    labels = read_labels(op, q.n, g.n, query_pids, gallery_pids, query_camids, gallery_camids)
+    pairs = find_pairs(labels, host_backend(op))
+    known = (pairs.matches > 0).numpy()
     if not known.any() or known.all():
         kind = "unknown" if known.all() else "known"
         raise ValueError(f"{op}: expected known and unknown queries, got none that is {kind}")
-    junk = np.flatnonzero(labels.gallery == JUNK)
-    own = pairs.row(pairs.column)
-    starts, ends = pairs.ptr[:-1], pairs.ptr[1:]
-    hidden = [np.concatenate([own[a:b][~pairs.valid[a:b]], junk]) for a, b in zip(starts, ends, strict=True)]
+    query_labels, gallery_labels = labels.query_pids.numpy(), labels.gallery_pids.numpy()
+    junk = np.flatnonzero(gallery_labels == JUNK)
+    own, seen = pairs.row(pairs.column).numpy(), ~pairs.valid.numpy()
+    starts, ends = pairs.ptr[:-1].tolist(), pairs.ptr[1:].tolist()
+    hidden = [np.concatenate([own[a:b][seen[a:b]], junk]) for a, b in zip(starts, ends, strict=True)]
     k = min(max_rank, g.n)
-    distances, rows = (_host(x) for x in search(query, gallery, k, metric=metric, exclude=hidden))
+    distances, rows = (to_numpy(x) for x in search(query, gallery, k, metric=metric, exclude=hidden))
     distances = distances.astype(np.float64)
     alarm = distances[~known, 0]
-    match = np.where((labels.gallery[rows] == labels.query[:, None]) & (rows >= 0), distances, np.inf).min(1)[known]
+    hits = (gallery_labels[rows] == query_labels[:, None]) & (rows >= 0)
+    match = np.where(hits, distances, np.inf).min(1)[known]
     thresholds = np.array([calibrate_threshold(alarm, rate) for rate in rates])
     return OpenSet(
         points=rates,

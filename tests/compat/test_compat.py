@@ -17,9 +17,9 @@ import pytest
 import torch
 
 from reidfast.compat import fastreid, openunreid, torchreid
-from reidfast.evaluation._rerank_variants import VARIANTS
-from reidfast.evaluation.reference_rerank import dense_jaccard, dense_rerank_distances
+from reidfast.evaluation._core.rerank_variants import VARIANTS
 from reidfast.testing import make_embeddings
+from reidfast.testing.reference import dense_jaccard, dense_rerank_distances
 
 
 def peer_file(package, path):

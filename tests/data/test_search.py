@@ -150,7 +150,7 @@ def test_prw(tmp_path):
     assert data.train.people(1).boxes[0].tolist() == [0, 20, 25, 80]  # cut off at the border, not moved
     assert data.queries.images.tolist() == [0] and data.queries.boxes.tolist() == [[10, 20, 40, 80]]
     found = Detections(data.gallery.box_images, data.gallery.boxes, features=np.ones((2, 1)))
-    for options in ({}, {"protocol": "prw", "image_cameras": data.gallery.camids}):
+    for options in ({}, {"protocol": "prw", "image_camids": data.gallery.camids}):
         got = person_search(data.queries.with_features(np.ones((1, 1))), found, data.gallery.truth, **options)
         assert got.mean_ap == 1.0 and got.positives.tolist() == [1]
     for line, words in (("7 10 20", "expected 'pid x y w h frame'"), ("7 1 2 3 4 c1s1_9", "a frame of frame_test")):

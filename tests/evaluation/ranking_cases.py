@@ -15,15 +15,15 @@ from reidfast.evaluation import Ranking
 
 @dataclass
 class Labelled:
-    query_ids: Any
-    gallery_ids: Any
-    query_cameras: Any = None
-    gallery_cameras: Any = None
+    query_pids: Any
+    gallery_pids: Any
+    query_camids: Any = None
+    gallery_camids: Any = None
 
     def __iter__(self):
-        given = [self.query_ids, self.gallery_ids]
-        if self.query_cameras is not None:
-            given += [self.query_cameras, self.gallery_cameras]
+        given = [self.query_pids, self.gallery_pids]
+        if self.query_camids is not None:
+            given += [self.query_camids, self.gallery_camids]
         return iter(given)
 
 

@@ -20,9 +20,9 @@ from reidfast.evaluation import (
     rerank,
     subtract_camera_mean,
 )
-from reidfast.evaluation._rerank_variants import RerankVariant
-from reidfast.evaluation.reference_rerank import dense_rerank
+from reidfast.evaluation._core.rerank_variants import RerankVariant
 from reidfast.testing import make_embeddings
+from reidfast.testing.reference import dense_rerank
 
 FEATURES = "features/osnet_x0_25_msmt17__market751_holdout.npz"
 
@@ -73,16 +73,16 @@ def test_camera_mean_by_loop():
         torch.testing.assert_close(got[cameras == camera].double(), wanted, atol=1e-6, rtol=0)
     raw = subtract_camera_mean(x, cameras, normalize=False)
     torch.testing.assert_close(raw[cameras == 1].mean(0), torch.zeros(6), atol=1e-6, rtol=0)
-    split = subtract_camera_mean(x[:10], cameras[:10], reference=x, reference_cameras=cameras)
+    split = subtract_camera_mean(x[:10], cameras[:10], reference=x, reference_camids=cameras)
     torch.testing.assert_close(split, subtract_camera_mean(x, cameras)[:10])
 
 
 @pytest.mark.parametrize(
     "kwargs,words",
     [
-        ({"reference": np.ones((2, 3), np.float32)}, "reference and reference_cameras together"),
-        ({"reference": np.ones((2, 3), np.float32), "reference_cameras": [0, 1]}, "none of camera 2"),
-        ({"reference": np.ones((2, 4), np.float32), "reference_cameras": [2, 2]}, "D=3"),
+        ({"reference": np.ones((2, 3), np.float32)}, "reference and reference_camids together"),
+        ({"reference": np.ones((2, 3), np.float32), "reference_camids": [0, 1]}, "none of camera 2"),
+        ({"reference": np.ones((2, 4), np.float32), "reference_camids": [2, 2]}, "D=3"),
     ],
 )
 def test_camera_mean_rejects(kwargs, words):

@@ -10,17 +10,19 @@ import pytest
 import torch
 from ranking_cases import same
 
-from reidfast.evaluation import _certified, _engine, _streaming, rank
+from reidfast.evaluation import METRICS, rank
+from reidfast.evaluation._backends import certified as bound
+from reidfast.evaluation._backends import triton
+from reidfast.evaluation._core import plan
 from reidfast.testing import make_embeddings
 
-METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
 LOW = ("tf32_low", "bf16_low")
 
 
 @pytest.fixture(autouse=True)
 def on_plain_kernels(monkeypatch):
     """As on a CUDA device, the kernels restated in torch."""
-    monkeypatch.setattr(_streaming, "kernels_for", lambda device: plain)
+    monkeypatch.setattr(plan, "triton_kernels", lambda device: plain)
 
 
 def people(queries, gallery, dim, seed=0, offset=0.6, spread=0.7):
@@ -49,7 +51,7 @@ def near_ties(features, labels, seed=1):
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("dim", [48, 700])
 def test_ranks_are_those_of_float32(monkeypatch, metric, first_pass, dim):
-    monkeypatch.setattr(_certified, "FIRST_PASS", first_pass)
+    monkeypatch.setattr(bound, "FIRST_PASS", first_pass)
     features, labels = people(70, 500, dim)
     features = near_ties(features, labels)
     exact = rank(*features, *labels, metric=metric)
@@ -63,7 +65,7 @@ def test_the_first_pass_alone_would_be_wrong(monkeypatch):
     """What the re-check is for: with bounds of zero the adversarial pass changes ranks."""
     features, labels = people(60, 500, 256)
     features = near_ties(features, labels)
-    honest = _certified.error_terms
+    honest = bound.error_terms
 
     def no_bound(*args):
         terms = honest(*args)
@@ -72,7 +74,7 @@ def test_the_first_pass_alone_would_be_wrong(monkeypatch):
         return terms
 
     exact = rank(*features, *labels)
-    monkeypatch.setattr(_certified, "error_terms", no_bound)
+    monkeypatch.setattr(bound, "error_terms", no_bound)
     wrong = rank(*features, *labels, precision="certified")
     assert not np.array_equal(wrong.ap, exact.ap)
 
@@ -99,12 +101,12 @@ def test_rows_of_very_different_length():
 @pytest.mark.parametrize("metric", METRICS)
 def test_the_bound_holds_for_every_pair(metric, first_pass):
     """|first pass - float32 routine| <= e, adversarial accumulation included."""
-    number = _engine.METRICS.index(metric) if hasattr(_engine, "METRICS") else METRICS.index(metric)
+    number = METRICS.index(metric)
     (x, y), _ = people(90, 400, 600, spread=0.3)
     q, g = (plain.pack(t, None, number == 0, "float32") for t in (x, y))
     centre = g.data[0, : g.n, :600].mean(0)
     a, b = (plain.pack(t, None, number == 0, first_pass, centre) for t in (x, y))
-    terms = _certified.error_terms(a.stats, b.stats, centre, 600, plain.CHUNK, number)
+    terms = bound.error_terms(a.stats, b.stats, centre, 600, plain.CHUNK, number)
     exact = plain.dense(q, g, number).double()
     if number == 1:
         exact = plain.dense(q, g, 2).double()
@@ -125,9 +127,9 @@ def test_parts_of_the_gallery_and_junk(monkeypatch, precision):
     (x, y), labels = people(150, 600, 40)
     labels[1][::13] = -1
     whole = rank(x, y, *labels, precision=precision)
-    monkeypatch.setattr(_streaming, "_QUERIES", 64)
-    monkeypatch.setattr(_streaming, "_GALLERY_BYTES", 4 * 40 * 128)
-    monkeypatch.setattr(_streaming, "_TILES", 2)
+    monkeypatch.setattr(triton, "_QUERIES", 64)
+    monkeypatch.setattr(triton, "_GALLERY_BYTES", 4 * 40 * 128)
+    monkeypatch.setattr(triton, "_TILES", 2)
     parts = rank([x[:70], x[70:]], [y[:200], y[200:201], y[201:]], *labels, precision=precision)
     same(parts._replace(ambiguous=0.0), whole._replace(ambiguous=0.0))
 
@@ -136,7 +138,7 @@ def test_parts_of_the_gallery_and_junk(monkeypatch, precision):
 def test_precisions_agree_with_the_cpu(monkeypatch, metric):
     features, labels = people(80, 700, 128)
     found = {p: rank(*features, *labels, metric=metric, precision=p) for p in ("float32", "tf32x3", "bf16")}
-    monkeypatch.setattr(_streaming, "kernels_for", lambda device: None)
+    monkeypatch.setattr(plan, "triton_kernels", lambda device: None)
     want = rank(*features, *labels, metric=metric)
     for precision, limit in (("float32", 1e-4), ("tf32x3", 1e-4), ("bf16", 2e-2)):
         assert abs(found[precision].mean_ap - want.mean_ap) < limit, precision
@@ -154,7 +156,7 @@ def test_half_features_and_strides():
 @pytest.mark.data
 def test_ambiguous_share_of_real_features(monkeypatch, reidfast_data, first_pass, limit):
     """OSNet on people it has not seen: few pairs are left to the float32 routine."""
-    monkeypatch.setattr(_certified, "FIRST_PASS", first_pass)
+    monkeypatch.setattr(bound, "FIRST_PASS", first_pass)
     file = np.load(reidfast_data / "features" / "osnet_x0_25_msmt17__market751_holdout.npz")
     features = [torch.from_numpy(file[name]) for name in ("query", "gallery")]
     labels = [file[name] for name in ("query_pid", "gallery_pid", "query_cam", "gallery_cam")]

@@ -17,8 +17,9 @@ from reidfast.evaluation import rank, rank_distances, roc, search
 WORKER = """
 import os, pickle, sys
 import torch.distributed as dist
-from reidfast.evaluation import rank, rank_distances, ranking, roc, search
-ranking._SHOT_BYTES = 40_000  # several steps, shared out
+from reidfast.evaluation import rank, rank_distances, roc, search
+from reidfast.evaluation._core import single_shot
+single_shot.STEP_BYTES = 40_000  # several steps, shared out
 folder, me, size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=me, world_size=size)
 group = dist.group.WORLD

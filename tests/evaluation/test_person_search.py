@@ -78,9 +78,9 @@ def test_galleries_own_image_and_cameras():
     assert everywhere.ap[0] == pytest.approx((1 / 1 + 2 / 3) / 2)
     chosen = person_search(queries, found, truth, galleries=[[0, 2, 3]])
     assert chosen.positives[0] == 1 and chosen.ap[0] == pytest.approx(1 / 2)
-    across = person_search(queries, found, truth, image_cameras=[5, 5, 6, 6], other_cameras=True)
+    across = person_search(queries, found, truth, image_camids=[5, 5, 6, 6], other_cameras=True)
     assert across.positives[0] == 1 and across.ap[0] == pytest.approx(1 / 2)
-    with pytest.raises(ValueError, match="image_cameras"):
+    with pytest.raises(ValueError, match="image_camids"):
         person_search(queries, found, truth, other_cameras=True)
 
 
@@ -104,7 +104,7 @@ def test_no_detection_at_all():
     nothing = Detections(np.empty(0, int), np.empty((0, 4)), features=np.empty((0, 2)))
     got = person_search(SearchQueries([1], [-1], np.eye(2)[:1]), nothing, SearchTruth([0], [BOX], [1]))
     assert got.ap.tolist() == [0.0] and got.first_match.tolist() == [-1] and got.recall == 0.0
-    cameras = {"protocol": "prw", "image_cameras": [0]}
+    cameras = {"protocol": "prw", "image_camids": [0]}
     got = person_search(SearchQueries([1], [-1], np.eye(2)[:1]), nothing, SearchTruth([0], [BOX], [1]), **cameras)
     assert got.ap.tolist() == [0.0]
 
@@ -118,7 +118,7 @@ def test_prw_by_hand():
     # image 2: FAR covers nobody, BOX covers a person without a name: junk; person 1 at another place is missed
     truth = SearchTruth([0, 1, 2, 2, 3], [BOX, BOX, BOX, [400, 0, 440, 80], BOX], [1, 1, -2, 1, 1])
     found = Detections(images, boxes, queries=[0] * 7, similarities=likeness)
-    options = {"protocol": "prw", "image_cameras": [0, 1, 1, 0]}
+    options = {"protocol": "prw", "image_camids": [0, 1, 1, 0]}
     got = person_search(SearchQueries([1], [0]), found, truth, **options)
     # what counts: FAR 0.95, the right box 0.6; one of two found, at rank 2
     assert got.positives[0] == 2 and got.found[0] == 1 and got.first_match[0] == 2
@@ -172,7 +172,7 @@ def loop_cuhk(q, found, truth, gallery, i, threshold=0.5):
     for image in gallery:
         if image == q.images[i]:
             continue
-        gt = [b for b, n, p in zip(truth.boxes, truth.images, truth.ids, strict=True) if n == image and p == q.ids[i]]
+        gt = [b for b, n, p in zip(truth.boxes, truth.images, truth.pids, strict=True) if n == image and p == q.pids[i]]
         count_gt += bool(gt)
         rows = [r for r in np.flatnonzero(found.images == image) if found.scores[r] >= threshold]
         rows.sort(key=lambda r: (-sims[r], r))
@@ -196,9 +196,9 @@ def loop_cuhk(q, found, truth, gallery, i, threshold=0.5):
 def test_cuhk_matches_loop(seed, some):
     q, found, truth, _ = make_case(seed)
     rng = np.random.default_rng(seed)
-    galleries = [rng.choice(30, 12, replace=False) for _ in q.ids] if some else None
+    galleries = [rng.choice(30, 12, replace=False) for _ in q.pids] if some else None
     got = person_search(q, found, truth, galleries=galleries)
-    for i in range(len(q.ids)):
+    for i in range(len(q.pids)):
         ap, first, count = loop_cuhk(q, found, truth, range(30) if galleries is None else galleries[i], i)
         assert got.positives[i] == count and got.first_match[i] == first
         np.testing.assert_allclose(got.ap[i], ap, atol=1e-12)
@@ -216,7 +216,7 @@ def loop_prw(q, found, truth, cameras, i, threshold):
             best = int(np.argmax(overlap))
             value[r] = overlap[best]
             if overlap[best] >= 0.5:
-                label[r], flag[best] = truth.ids[true[best]], True
+                label[r], flag[best] = truth.pids[true[best]], True
             elif overlap[best] >= 0.3:
                 label[r] = -1
         for person in np.unique(label[rows]):
@@ -224,8 +224,8 @@ def loop_prw(q, found, truth, cameras, i, threshold):
             if len(same) > 1:
                 same.remove(max(same, key=lambda r: (value[r], -r)))
                 label[same] = -1
-        missed += [(truth.ids[t], cameras[image]) for t, f in zip(true, flag, strict=True) if not f]
-    pid, cam = q.ids[i], cameras[q.images[i]]
+        missed += [(truth.pids[t], cameras[image]) for t, f in zip(true, flag, strict=True) if not f]
+    pid, cam = q.pids[i], cameras[q.images[i]]
     det_cam = cameras[found.images]
     good = set(np.flatnonzero((label == pid) & (det_cam != cam)))
     n_good = len(good) + sum(p == pid and c != cam for p, c in missed)
@@ -249,8 +249,8 @@ def loop_prw(q, found, truth, cameras, i, threshold):
 @pytest.mark.parametrize("seed", range(4))
 def test_prw_matches_loop(seed):
     q, found, truth, cameras = make_case(seed, people=4)
-    got = person_search(q, found, truth, protocol="prw", image_cameras=cameras, score_threshold=0.3)
-    for i in range(len(q.ids)):
+    got = person_search(q, found, truth, protocol="prw", image_camids=cameras, score_threshold=0.3)
+    for i in range(len(q.pids)):
         ap, first, count = loop_prw(q, found, truth, cameras, i, 0.3)
         assert got.positives[i] == count and got.first_match[i] == first
         np.testing.assert_allclose(got.ap[i], ap, atol=1e-12)
@@ -268,7 +268,7 @@ def test_boxes_made_for_each_query_equal_shared_ones():
         queries=np.repeat(np.arange(n), m),
         similarities=sims.ravel(),
     )
-    for options in ({}, {"protocol": "prw", "image_cameras": cameras}):
+    for options in ({}, {"protocol": "prw", "image_camids": cameras}):
         a, b = (person_search(q, d, truth, **options) for d in (found, own))
         np.testing.assert_array_equal(a.ap, b.ap)
         np.testing.assert_array_equal(a.first_match, b.first_match)
@@ -283,10 +283,10 @@ def test_torch_and_numpy_agree():
 
 def test_sweep():
     q, found, truth, cameras = make_case(3)
-    curve = person_search_sweep(q, found, truth, pieces=5, protocol="prw", image_cameras=cameras)
+    curve = person_search_sweep(q, found, truth, pieces=5, protocol="prw", image_camids=cameras)
     boxes = [b for b, _ in curve]
     assert boxes == sorted(boxes, reverse=True) and len(curve) == 5
-    all_of_them = person_search(q, found, truth, protocol="prw", image_cameras=cameras, score_threshold=-1.0)
+    all_of_them = person_search(q, found, truth, protocol="prw", image_camids=cameras, score_threshold=-1.0)
     assert curve[0][1].mean_ap == all_of_them.mean_ap
     assert (
         len({r.positives.sum() for _, r in curve}) == 1
@@ -305,19 +305,19 @@ GOOD = {
     "changed,error,words",
     [
         ({"protocol": "prv"}, ValueError, "cuhk_sysu"),
-        ({"protocol": "prw"}, ValueError, "image_cameras"),
+        ({"protocol": "prw"}, ValueError, "image_camids"),
         ({"average_precision": "area"}, ValueError, "step"),
         ({"iou": 0.0}, ValueError, r"iou in \(0, 1\]"),
         ({"max_rank": 0}, ValueError, "max_rank >= 1"),
         ({"depth": 0.5}, TypeError, "depth"),
         ({"galleries": []}, ValueError, "one gallery for each of 1"),
         ({"galleries": [[-1]]}, ValueError, r"galleries in \[0, 1\)"),
-        ({"image_cameras": np.empty(0, int)}, ValueError, "as many as image_cameras"),
+        ({"image_camids": np.empty(0, int)}, ValueError, "as many as image_camids"),
         ({"queries": SearchQueries([], [], np.eye(2))}, ValueError, "at least one query"),
-        ({"queries": SearchQueries([-1], [0], np.eye(2)[:1])}, ValueError, "id -1 in row 0"),
+        ({"queries": SearchQueries([-1], [0], np.eye(2)[:1])}, ValueError, "pid -1 in row 0"),
         ({"queries": SearchQueries([1], [0], np.eye(3)[:1])}, ValueError, "one size, got 3 and 2"),
         ({"queries": SearchQueries([1], [0], [[np.nan, 0]])}, ValueError, "finite queries.features"),
-        ({"queries": SearchQueries([1.0], [0], np.eye(2)[:1])}, TypeError, "queries.ids of integers"),
+        ({"queries": SearchQueries([1.0], [0], np.eye(2)[:1])}, TypeError, "queries.pids of integers"),
         ({"detections": Detections([0], [BOX])}, ValueError, "expected features"),
         ({"detections": Detections([0], [BOX], queries=[0])}, ValueError, "queries and similarities"),
         ({"detections": Detections([0], [BOX], queries=[1], similarities=[0.5])}, ValueError, "the queries"),

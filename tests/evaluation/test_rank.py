@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from ranking_cases import close, labels, matrix_of, same
 
 import reidfast
-from reidfast.evaluation import _engine, rank, rank_distances, reference, search
-from reidfast.testing import peak_memory
+from reidfast.evaluation import rank, rank_distances, search
+from reidfast.evaluation._backends import compiled
+from reidfast.testing import peak_memory, reference
 
 METRICS = ("cosine", "euclidean", "sqeuclidean", "dot")
 needs_native = pytest.mark.skipif(not reidfast.ops._library.loaded, reason="the compiled part is not there")
@@ -108,8 +109,8 @@ def test_same_bits_however_the_work_is_cut(monkeypatch, metric, dim):
     try:
         for n_threads, queries, gallery in [(1, 4096, 1024), (2, 1, 1), (2, 129, 513), (1, 200, 4000), (2, 4096, 2048)]:
             torch.set_num_threads(n_threads)
-            monkeypatch.setattr(_engine, "BLOCK_QUERIES", queries)
-            monkeypatch.setattr(_engine, "BLOCK_GALLERY", gallery)
+            monkeypatch.setattr(compiled, "BLOCK_QUERIES", queries)
+            monkeypatch.setattr(compiled, "BLOCK_GALLERY", gallery)
             same(rank(x, y, *given_labels, metric=metric), expected)
             np.testing.assert_array_equal(shown(x, y, metric), table)
     finally:
@@ -323,18 +324,18 @@ def poison(n, d, row, value=np.nan):
         ({"metric": "l2"}, ValueError, "'cosine', 'euclidean', 'sqeuclidean', 'dot', got 'l2'"),
         ({"precision": "fp8"}, ValueError, "'float32', 'tf32x3', 'certified', 'bf16', got 'fp8'"),
         ({"precision": "certified"}, NotImplementedError, "not served on cpu"),
-        ({"query_ids": [1, 2, 3]}, ValueError, r"query_ids of shape \(2,\) to match query with 2 rows"),
-        ({"query_ids": [-1, 2]}, ValueError, "pid -1"),
-        ({"query_cameras": [1, 2]}, ValueError, "without gallery_cameras"),
-        ({"gallery_ids": [4, 5, -1]}, ValueError, "no identity in common"),
-        ({"gallery_ids": [-1, -1, -1]}, ValueError, "no identity in common"),
-        ({"query": np.ones((0, 4), np.float32), "query_ids": []}, ValueError, "at least one query"),
+        ({"query_pids": [1, 2, 3]}, ValueError, r"query_pids of shape \(2,\) to match query with 2 rows"),
+        ({"query_pids": [-1, 2]}, ValueError, "pid -1"),
+        ({"query_camids": [1, 2]}, ValueError, "without gallery_camids"),
+        ({"gallery_pids": [4, 5, -1]}, ValueError, "no identity in common"),
+        ({"gallery_pids": [-1, -1, -1]}, ValueError, "no identity in common"),
+        ({"query": np.ones((0, 4), np.float32), "query_pids": []}, ValueError, "at least one query"),
     ],
 )  # fmt: skip
 def test_rejects(change, error, words):
     arguments = {
-        "query": np.ones((2, 4), np.float32), "gallery": np.ones((3, 4), np.float32), "query_ids": [1, 2],
-        "gallery_ids": [1, 2, 3],
+        "query": np.ones((2, 4), np.float32), "gallery": np.ones((3, 4), np.float32), "query_pids": [1, 2],
+        "gallery_pids": [1, 2, 3],
     }  # fmt: skip
     with pytest.raises(error, match="^rank: .*" + words):
         rank(**arguments | change)

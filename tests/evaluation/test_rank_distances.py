@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from ranking_cases import Labelled, close, labels, same, tied_distances
 
 import reidfast
-from reidfast.evaluation import rank_distances, reference, sampled_cmc
-from reidfast.testing import isa
+from reidfast.evaluation import rank_distances, sampled_cmc
+from reidfast.testing import isa, reference
 
 # TV-EVAL: two queries, eight gallery rows, cameras; the second row of distances is the first reversed.
 TV_DISTANCES = np.array([np.arange(1, 9) / 10, np.arange(8, 0, -1) / 10])
@@ -170,8 +170,8 @@ def test_any_number_of_matches(matches, dtype):
 def test_row_lengths(g):
     rng = np.random.default_rng(g)
     given_labels = labels(rng, 6, g, 2, cameras=0, junk=g > 1)
-    given_labels.gallery_ids[0] = 0
-    given_labels.query_ids[0] = 0
+    given_labels.gallery_pids[0] = 0
+    given_labels.query_pids[0] = 0
     distances = rng.integers(0, 50, (6, g)).astype(np.float32)
     close(rank_distances(distances, *given_labels), reference.rank_distances(distances, *given_labels))
 
@@ -281,29 +281,29 @@ def test_threads_change_nothing():
         ({"distances": "matrix.txt"}, ValueError, r"\.npy or \.safetensors"),
         ({"distances": None}, TypeError, "torch tensor"),
         ({"distances": np.array([[0, 1, 2], [0, np.nan, 1]])}, ValueError, "NaN, first in query row 1"),
-        ({"query_ids": [1, 2, 3]}, ValueError, r"query_ids of shape \(2,\).*\(3,\)"),
-        ({"gallery_ids": [1, 2]}, ValueError, r"gallery_ids of shape \(3,\).*\(2,\)"),
-        ({"query_ids": [[1, 2]]}, ValueError, r"shape \(2,\), got \(1, 2\)"),
-        ({"query_ids": [1.0, 2.0]}, TypeError, "integer dtype, got float64"),
-        ({"query_ids": ["a", "b"]}, TypeError, "integer dtype"),
-        ({"query_ids": [1, -1]}, ValueError, "pid -1 .junk. at query row 1"),
-        ({"gallery_cameras": None}, ValueError, "query_cameras without gallery_cameras"),
-        ({"query_cameras": None}, ValueError, "gallery_cameras without query_cameras"),
-        ({"query_cameras": [1]}, ValueError, r"query_cameras of shape \(2,\)"),
+        ({"query_pids": [1, 2, 3]}, ValueError, r"query_pids of shape \(2,\).*\(3,\)"),
+        ({"gallery_pids": [1, 2]}, ValueError, r"gallery_pids of shape \(3,\).*\(2,\)"),
+        ({"query_pids": [[1, 2]]}, ValueError, r"shape \(2,\), got \(1, 2\)"),
+        ({"query_pids": [1.0, 2.0]}, TypeError, "integer dtype, got float64"),
+        ({"query_pids": ["a", "b"]}, TypeError, "integer dtype"),
+        ({"query_pids": [1, -1]}, ValueError, "pid -1 .junk. at query row 1"),
+        ({"gallery_camids": None}, ValueError, "query_camids without gallery_camids"),
+        ({"query_camids": None}, ValueError, "gallery_camids without query_camids"),
+        ({"query_camids": [1]}, ValueError, r"query_camids of shape \(2,\)"),
         ({"protocol": "market"}, ValueError, "'market1501', 'cuhk03', 'mars', 'mars_torchreid', got 'market'"),
         ({"average_precision": "area"}, ValueError, "'step', 'trapezoid', 'sklearn', got 'area'"),
         ({"max_rank": 0}, ValueError, "max_rank >= 1, got 0"),
         ({"max_rank": 2.5}, TypeError, "max_rank to be an integer"),
-        ({"gallery_ids": [7, 8, 9]}, ValueError, "no identity in common.*overlap"),
-        ({"gallery_cameras": [0, 0, 0]}, ValueError, "leave out query_cameras and gallery_cameras"),
-        ({"distances": np.zeros((0, 3)), "query_ids": [], "query_cameras": []}, ValueError, "at least one query"),
+        ({"gallery_pids": [7, 8, 9]}, ValueError, "no identity in common.*overlap"),
+        ({"gallery_camids": [0, 0, 0]}, ValueError, "leave out query_camids and gallery_camids"),
+        ({"distances": np.zeros((0, 3)), "query_pids": [], "query_camids": []}, ValueError, "at least one query"),
         ({"group": "gloo"}, RuntimeError, "initialised"),
     ],
 )
 def test_rejects(change, error, words):
     arguments = {
-        "distances": np.random.rand(2, 3), "query_ids": [1, 2], "gallery_ids": [1, 2, 3],
-        "query_cameras": [0, 0], "gallery_cameras": [1, 1, 1],
+        "distances": np.random.rand(2, 3), "query_pids": [1, 2], "gallery_pids": [1, 2, 3],
+        "query_camids": [0, 0], "gallery_camids": [1, 1, 1],
     }  # fmt: skip
     with pytest.raises(error, match=r"^rank_distances: .*" + words):
         rank_distances(**arguments | change)

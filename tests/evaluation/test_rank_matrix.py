@@ -8,23 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from reidfast import implementations
+from reidfast.evaluation._backends import compiled
+from reidfast.evaluation._backends.compiled import Compiled
+from reidfast.evaluation._backends.torch_tiles import TorchTiles
+
+pytestmark = pytest.mark.skipif(not compiled.loaded(), reason="the compiled part is not built")
 
 
-def both(op):
-    found = implementations(op)
-    if "native" not in found:
-        pytest.skip("the compiled part is not built")
-    return found["native"], found["reference"]
-
-
-def agree(op, *args):
-    native, reference = both(op)
-    for ours, wanted in zip(native(*args), reference(*args), strict=True):
-        if isinstance(ours, int):
-            assert ours == wanted
-        else:
-            torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
+def agree(step, *args):
+    for ours, wanted in zip(getattr(Compiled(), step)(*args), getattr(TorchTiles(), step)(*args), strict=True):
+        torch.testing.assert_close(ours, wanted, rtol=0, atol=0, equal_nan=True)
 
 
 def problem(rng, gallery, pairs, queries=5, values=None, dtype=torch.float32, junk=0):
@@ -46,18 +39,18 @@ def problem(rng, gallery, pairs, queries=5, values=None, dtype=torch.float32, ju
 @pytest.mark.parametrize("gallery", [3, 16, 255, 256, 257, 1000, 5000])
 def test_rank_matrix(pairs, gallery):
     rng = np.random.default_rng(pairs * 10_000 + gallery)
-    agree("eval_rank_matrix", *problem(rng, gallery, pairs, junk=gallery // 10))
-    agree("eval_rank_matrix", *problem(rng, gallery, pairs, values=50))
-    agree("eval_rank_matrix", *problem(rng, gallery, pairs, values=20 * gallery))
+    agree("rank_matrix", "op", *problem(rng, gallery, pairs, junk=gallery // 10))
+    agree("rank_matrix", "op", *problem(rng, gallery, pairs, values=50))
+    agree("rank_matrix", "op", *problem(rng, gallery, pairs, values=20 * gallery))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_dtypes_and_strides(dtype):
     rng = np.random.default_rng(1)
     d, *rest = problem(rng, 300, 12, values=200, dtype=dtype, junk=5)
-    agree("eval_rank_matrix", d, *rest)
-    agree("eval_rank_matrix", d.T.contiguous().T, *rest)
-    agree("eval_rank_matrix", d.float().T.contiguous().T, *rest)
+    agree("rank_matrix", "op", d, *rest)
+    agree("rank_matrix", "op", d.T.contiguous().T, *rest)
+    agree("rank_matrix", "op", d.float().T.contiguous().T, *rest)
 
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 0.0, -0.0])
@@ -65,35 +58,38 @@ def test_special_values(value):
     rng = np.random.default_rng(2)
     d, *rest = problem(rng, 500, 10)
     d[torch.rand(d.shape, generator=torch.Generator().manual_seed(0)) < 0.1] = value
-    agree("eval_rank_matrix", d, *rest)
+    agree("rank_matrix", "op", d, *rest)
 
 
 @pytest.mark.parametrize("column", [0, 255, 256, 699])
 def test_nan_names_its_row(column):
-    native, reference = both("eval_rank_matrix")
     d, ptr, rows, valid, drop = problem(np.random.default_rng(3), 700, 10)
     d[3, column] = torch.nan
-    assert native(d, ptr, rows, valid, drop)[-1] == reference(d, ptr, rows, valid, drop)[-1] == 3
+    for backend in (Compiled(), TorchTiles()):
+        with pytest.raises(ValueError, match="op: expected distances without NaN, got NaN, first in query row 3"):
+            backend.rank_matrix("op", d, ptr, rows, valid, drop)
     d[1, rows[ptr[1]]] = torch.nan  # in a match
-    assert native(d, ptr, rows, valid, drop)[-1] == 1
+    with pytest.raises(ValueError, match="first in query row 1"):
+        Compiled().rank_matrix("op", d, ptr, rows, valid, drop)
 
 
 def test_same_for_every_number_of_threads():
-    native, _ = both("eval_rank_matrix")
     args = problem(np.random.default_rng(4), 3000, 20, queries=200, values=10_000)
     before = torch.get_num_threads()
     found = []
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
-        found.append(native(*args))
+        found.append(Compiled().rank_matrix("op", *args))
     torch.set_num_threads(before)
     for other in found[1:]:
         for a, b in zip(found[0], other, strict=True):
-            assert a == b if isinstance(a, int) else torch.equal(a, b)
+            assert torch.equal(a, b)
 
 
 def test_out_of_range_is_refused():
-    native, _ = both("eval_rank_matrix")
+    def native(*args):
+        return Compiled().rank_matrix("op", *args)
+
     d, ptr, rows, valid, drop = problem(np.random.default_rng(5), 50, 3)
     with pytest.raises(RuntimeError, match="out of range"):
         native(d, ptr, rows + 100, valid, drop)
@@ -108,7 +104,7 @@ def test_sort_pairs(pairs):
     rng = np.random.default_rng(pairs)
     ptr = torch.arange(0, 6 * pairs, pairs)
     values = torch.from_numpy(rng.integers(0, 40, 5 * pairs)).float()
-    agree("eval_sort_pairs", ptr, torch.from_numpy(rng.random(5 * pairs) < 0.7), values)
+    agree("sort_pairs", ptr, torch.from_numpy(rng.random(5 * pairs) < 0.7), values)
 
 
 @pytest.mark.parametrize(
@@ -121,10 +117,10 @@ def test_find_pairs(low, high, cameras):
     query, gallery = pool[rng.integers(0, 25, 40)], pool[rng.integers(5, 25, 300)]
     query[0] = low
     seen = (rng.integers(0, 3, 40), rng.integers(0, 3, 300)) if cameras else (None, None)
-    agree("eval_find_pairs", *(None if x is None else torch.from_numpy(x) for x in (query, gallery, *seen)))
+    agree("find_pairs", *(None if x is None else torch.from_numpy(x) for x in (query, gallery, *seen)))
 
 
 def test_find_pairs_empty():
     none, some = torch.empty(0, dtype=torch.int64), torch.arange(3)
     for query, gallery in ((none, some), (some, none), (none, none)):
-        agree("eval_find_pairs", query, gallery, None, None)
+        agree("find_pairs", query, gallery, None, None)

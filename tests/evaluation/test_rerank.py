@@ -4,17 +4,19 @@
 
 from __future__ import annotations
 
+import importlib
+
 import numpy as np
 import pytest
 import torch
 
-from reidfast import implementations
-from reidfast.evaluation import rank_distances, search
-from reidfast.evaluation._rerank_variants import VARIANTS, RerankVariant, half_neighbours
-from reidfast.evaluation.reference_rerank import dense_jaccard, dense_rerank, dense_rerank_distances
-from reidfast.evaluation.reranking import jaccard_graph, rank_reranked, rerank, rerank_distances
+from reidfast.evaluation import jaccard_graph, rank_distances, rank_reranked, rerank, rerank_distances, search
+from reidfast.evaluation._backends.compiled import Compiled
+from reidfast.evaluation._backends.torch_tiles import TorchTiles
+from reidfast.evaluation._core.rerank_variants import VARIANTS, RerankVariant, half_neighbours
 from reidfast.ops._backends import use_backend
 from reidfast.testing import make_embeddings, peak_memory
+from reidfast.testing.reference import dense_jaccard, dense_rerank, dense_rerank_distances
 
 S = slice(0, 50), slice(50, None)
 
@@ -117,7 +119,8 @@ def test_rank_reranked_is_rank_of_dense(lambda_, protocol, monkeypatch):
     x, y = people(700, 24, per_identity=7)
     y[300] = -1  # junk in the gallery
     cameras = np.random.default_rng(1).integers(0, 4, len(x))
-    monkeypatch.setattr("reidfast.evaluation.reranking._BLOCK_BYTES", 1)  # 128 queries at a time, and a rest below 33
+    module = importlib.import_module("reidfast.evaluation.rank_reranked")
+    monkeypatch.setattr(module, "_BLOCK_BYTES", 1)  # 128 queries at a time, and a rest below 33
     labels = (y[:280], y[280:], cameras[:280], cameras[280:])
     wanted = rank_distances(rerank(x[:280], x[280:], lambda_=lambda_).dense(), *labels, protocol=protocol)
     got = rank_reranked(x[:280], x[280:], *labels, lambda_=lambda_, protocol=protocol)
@@ -244,9 +247,9 @@ def test_settle_sorts_what_rounding_swapped(metric, square):
     near = near * near if square else near
     args = x[:20], x[20:], ids[:, :9].int().contiguous(), near.contiguous(), 7, metric, square
     assert not torch.equal(args[2][:, :7], wanted)
-    for name, settle in implementations("rerank_settle").items():
-        got, distances = settle(*args)
-        assert torch.equal(got, wanted), name
+    for backend in (TorchTiles(), Compiled()):
+        got, distances = backend.settle(*args)
+        assert torch.equal(got, wanted), backend.name
         base = distances.double().sqrt() if square else distances.double()
         torch.testing.assert_close(base, exact.gather(1, wanted.long()).clamp_min(0), atol=1e-7, rtol=1e-5)
 
@@ -257,16 +260,16 @@ def test_kept_distances_are_those_made_again():
     q, g = torch.from_numpy(x[:1200]), torch.from_numpy(x[1200:])
     for metric in ("sqeuclidean", "cosine"):
         result = rerank(q, g, metric=metric)
-        assert [d.shape for d in result._kept] in ([], [(1200, 1300)])
+        assert [d.shape for d in result._product] in ([], [(1200, 1300)])
         some = result.dense_rows(40, 90)
         first = result.dense()  # takes what was kept
-        assert not result._kept
+        assert not result._product
         assert torch.equal(some, first[40:90])
         before = first.clone()
         again = result.dense()
         assert again.data_ptr() != first.data_ptr()
         assert torch.equal(again, before) and torch.equal(first, before)
-    assert not rerank(q[:32], g)._kept
+    assert not rerank(q[:32], g)._product
 
 
 def test_distances_handed_in_are_left_alone():
@@ -289,7 +292,7 @@ def test_half_neighbourhoods():
 def test_memory_grows_with_items_not_pairs():
     """6,000 items: one float32 matrix of all pairs is 144 MB, of queries and gallery 20 MB."""
     setup = """
-    from reidfast.evaluation.reranking import rank_reranked, rerank
+    from reidfast.evaluation import rank_reranked, rerank
     x = torch.nn.functional.normalize(torch.randn(6000, 32))
     ids = torch.arange(6000) % 300
     rank_reranked(x[:40], x[40:80], ids[:40], ids[:40])

@@ -8,13 +8,17 @@ import torch
 from cuda_emu import emulated
 
 import reidfast
-from reidfast.evaluation import _rerank_engine as engine
 from reidfast.evaluation import jaccard_graph, rerank
-from reidfast.evaluation._rerank_variants import VARIANTS
-from reidfast.evaluation.reranking import _Settings
+from reidfast.evaluation._backends.base import SetOptions, encode_arguments
+from reidfast.evaluation._backends.compiled import Compiled, DeviceKernels
+from reidfast.evaluation._backends.torch_tiles import TorchTiles
+from reidfast.evaluation._core import plan
+from reidfast.evaluation._core.features import Chunk
+from reidfast.evaluation._core.rerank_variants import VARIANTS
+from reidfast.evaluation._core.reranking import RerankSettings
 from reidfast.testing import make_embeddings
 
-pytestmark = pytest.mark.skipif(reidfast.ops._extension.extension is None, reason="the compiled part is not there")
+pytestmark = pytest.mark.skipif(not reidfast.ops._library.loaded, reason="the compiled part is not there")
 
 
 def people(rows, dim, seed=0, per_identity=6):
@@ -23,11 +27,13 @@ def people(rows, dim, seed=0, per_identity=6):
 
 
 def lists(x, variant, k1, k2):
-    settings = _Settings.of("rerank", VARIANTS[variant], k1, k2, len(x))
-    found = engine.NEIGHBOURS.on["cpu"](
-        x[:30], x[30:], settings.list_size, settings.variant.metric, settings.square, 0, 1
-    )
-    return settings, [t.contiguous() for t in found[:3]]
+    settings = RerankSettings.of(VARIANTS[variant], k1, k2, len(x))
+    return settings, neighbours(x, 30, settings)
+
+
+def neighbours(x, queries, settings):
+    metric, square = settings.variant.metric, settings.square
+    return Compiled().neighbours("rerank", x[:queries], x[queries:], settings.list_size, metric, square, 0, 1)
 
 
 def compare(got, want, ulps):
@@ -39,9 +45,9 @@ def compare(got, want, ulps):
 @pytest.mark.parametrize("k,keep", [(25, 21), (40, 3), (1, 1), (121, 121)])
 def test_cuda_emu_settles_what_rounding_may_have_swapped(metric, square, k, keep):
     x = torch.cat([people(41, 70), people(41, 70), people(39, 70) * 1e-4 + people(1, 70)])  # near duplicates
-    ids, near, _, *_ = engine.NEIGHBOURS.on["cpu"](x[:30], x[30:], k, metric, square, 0, 1)
-    args = (x[:30], x[30:], ids, near, keep, metric, square)
-    got, want = emulated("rerank_settle")(*args), engine.SETTLE.on["cpu"](*args)
+    ids, distances, *_ = Compiled().neighbours("rerank", x[:30], x[30:], k, metric, square, 0, 1)
+    args = (x[:30], x[30:], ids, distances, keep, metric, square)
+    got, want = emulated("rerank_settle")(*args), Compiled().settle(*args)
     assert torch.equal(got[0], want[0])
     torch.testing.assert_close(got[1], want[1], rtol=1e-6, atol=1e-12)
     assert k < 40 or not torch.equal(got[0], ids[:, :keep])
@@ -51,10 +57,10 @@ def test_cuda_emu_settles_what_rounding_may_have_swapped(metric, square, k, keep
 @pytest.mark.parametrize("k1,k2", [(20, 6), (7, 1), (70, 2)])
 def test_cuda_emu_sets_weights_and_expansion(variant, k1, k2):
     x = people(121, 9)
-    settings, found = lists(x, variant, k1, k2)
-    args = (*found, x[:30], x[30:], None, None, None, *settings.encode_args())
-    half = settings.store_half  # a last bit of float32 may be one of half precision
-    got, want = emulated("rerank_encode")(*args), engine.ENCODE.on["cpu"](*args)
+    settings, nearest = lists(x, variant, k1, k2)
+    args = (nearest, (x[:30], x[30:]), None, settings.set_options)
+    half = settings.set_options.store_half  # a last bit of float32 may be one of half precision
+    got, want = emulated("rerank_encode")(*encode_arguments(*args)), Compiled().encode(*args)
     compare(got, want, 8192 if half else 24)
 
 
@@ -63,10 +69,10 @@ def test_cuda_emu_sets_weights_and_expansion(variant, k1, k2):
 def test_cuda_emu_jaccard(variant, rows, first):
     """The same sums in the same order: the same bits."""
     x = people(121, 9)
-    settings, found = lists(x, variant, 12, 4)
-    v = engine.ENCODE.on["cpu"](*found, x[:30], x[30:], None, None, None, *settings.encode_args())
-    got = emulated("rerank_jaccard")(*v, rows, first, settings.store_half)
-    compare(got, engine.JACCARD.on["cpu"](*v, rows, first, settings.store_half), 0)
+    settings, nearest = lists(x, variant, 12, 4)
+    v = Compiled().encode(nearest, (x[:30], x[30:]), None, settings.set_options)
+    got = emulated("rerank_jaccard")(*v, rows, first, settings.set_options.store_half)
+    compare(got, Compiled().jaccard(v, rows, first, settings.set_options.store_half), 0)
     assert len(got[1]) > 100 or rows == 0 or first == 121
 
 
@@ -75,8 +81,8 @@ def test_cuda_emu_jaccard(variant, rows, first):
 def test_cuda_emu_final_distances(variant, lambda_):
     x = people(121, 9)
     result = rerank(x[:30], x[30:], k1=9, k2=3, lambda_=lambda_, variant=variant)
-    base, _ = engine._base(x[:30], x[30:], result.variant.metric)
-    base = base.contiguous()
+    metric = {"cosine": 0, "sqeuclidean": 2}[result.variant.metric]
+    base = Compiled().chunk_distances(Chunk("rerank", metric, x[:30], x[30:])).clamp_min(0).contiguous()
     rows = [torch.from_numpy(t) for t in (result.largest, result.indptr, result.indices, result.jaccard)]
     half = result.variant.storage == "float16"
     emulated("rerank_final_")(base, *rows, lambda_, result.variant.power == 2, result.variant.blend == "raw", half)
@@ -101,50 +107,49 @@ def test_cuda_emu_from_distances():
     x = people(80, 7)
     d = torch.cdist(x, x).square()
     blocks = [t.contiguous() for t in (d[:20, 20:], d[:20, :20], d[20:, 20:])]
-    settings = _Settings.of("rerank", VARIANTS["torchreid"], 9, 4, 80)
-    found = engine.NEIGHBOURS_FROM_DISTANCES.on["cpu"](*blocks, settings.list_size, settings.square)
-    args = (*found, None, None, *blocks, *settings.encode_args())
-    compare(emulated("rerank_encode")(*args), engine.ENCODE.on["cpu"](*args), 24)
+    settings = RerankSettings.of(VARIANTS["torchreid"], 9, 4, 80)
+    nearest = Compiled().neighbours_from_distances(*blocks, settings.list_size, settings.square)
+    args = (nearest, None, tuple(blocks), settings.set_options)
+    compare(emulated("rerank_encode")(*encode_arguments(*args)), Compiled().encode(*args), 24)
 
 
 def test_cuda_emu_duplicates_and_few_items():
     x = torch.cat([people(6, 5), people(6, 5), torch.zeros(1, 5)])
     for variant in ("zhong", "fastreid"):
-        settings = _Settings.of("rerank", VARIANTS[variant], 20, 6, len(x))
-        found = engine.NEIGHBOURS.on["cpu"](
-            x[:2], x[2:], settings.list_size, settings.variant.metric, settings.square, 0, 1
-        )
-        args = (*(t.contiguous() for t in found[:3]), x[:2], x[2:], None, None, None, *settings.encode_args())
-        compare(emulated("rerank_encode")(*args), engine.ENCODE.on["cpu"](*args), 24)
+        settings = RerankSettings.of(VARIANTS[variant], 20, 6, len(x))
+        args = (neighbours(x, 2, settings), (x[:2], x[2:]), None, settings.set_options)
+        compare(emulated("rerank_encode")(*encode_arguments(*args)), Compiled().encode(*args), 24)
 
 
 def test_cuda_emu_refuses_what_does_not_fit():
     x = people(300, 5)
-    settings = _Settings.of("rerank", VARIANTS["zhong"], 290, 2, 300)
-    found = engine.NEIGHBOURS.on["cpu"](x[:30], x[30:], settings.list_size, "sqeuclidean", False, 0, 1)
+    settings = RerankSettings.of(VARIANTS["zhong"], 290, 2, 300)
+    nearest = neighbours(x, 30, settings)
     with pytest.raises(RuntimeError, match="k1 is too large for the CUDA kernels, with neighbourhoods of 291"):
-        args = (*found[:3], x[:30], x[30:], None, None, None, *settings.encode_args())
-        emulated("rerank_encode")(*args)
+        emulated("rerank_encode")(*encode_arguments(nearest, (x[:30], x[30:]), None, settings.set_options))
 
 
 @pytest.mark.parametrize("variant", ["zhong", "fastreid"])
 def test_cuda_emu_whole_rerank(monkeypatch, variant):
     x = people(90, 8)
     want, graph = rerank(x[:40], x[40:], k1=8, k2=3, variant=variant).dense(), jaccard_graph(x, k1=8, k2=3)
+    steps = ("count_below", "settle", "encode", "jaccard", "final_")
+    kernels = DeviceKernels(*(emulated(f"{'eval' if s == 'count_below' else 'rerank'}_{s}") for s in steps))
+    served = plan.Plan(TorchTiles(kernels), TorchTiles(kernels))  # as on a CUDA device
     with monkeypatch.context() as patch:
-        for name in ("settle", "encode", "jaccard"):
-            patch.setitem(getattr(engine, name.upper()).on, "cpu", emulated(f"rerank_{name}"))
-        patch.setitem(engine.DISTANCES.on, "cpu", engine.distances)
-        patch.setitem(engine.FINAL.on, "cpu", emulated("rerank_final_"))
+        patch.setattr(plan, "choose", lambda *args, **options: served)
         got, other = rerank(x[:40], x[40:], k1=8, k2=3, variant=variant).dense(), jaccard_graph(x, k1=8, k2=3)
     torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
     np.testing.assert_array_equal(other.indices, graph.indices)
     np.testing.assert_allclose(other.data, graph.data, atol=2e-6)
 
 
-def test_where_sets_are_made(monkeypatch):
-    cuda = torch.device("cuda", 0)
-    monkeypatch.setattr(engine.ENCODE, "serving", lambda device: "native")
-    assert engine.sets_on(cuda, 21, 11, 6) == "cuda" and engine.sets_on(torch.device("cpu"), 21, 11, 6) == "cpu"
-    assert engine.sets_on(cuda, 301, 151, 1) == "cpu"  # k1 = 300
-    assert engine.sets_on(cuda, 61, 31, 6) == "cpu"  # k1 = 60 with k2 = 6
+@pytest.mark.parametrize("k1,k1_half,k2,where", [(21, 11, 6, "cuda"), (301, 151, 1, "cpu"), (61, 31, 6, "cpu")])
+def test_where_sets_are_made(k1, k1_half, k2, where):
+    """k1 = 300 alone, or 60 with k2 = 6, is more than the kernels hold."""
+    cuda, cpu = torch.device("cuda", 0), torch.device("cpu")
+    options = SetOptions("cosine", k1, k1_half, k2, False, False, False)
+    with_kernels = plan.Plan(TorchTiles(DeviceKernels(*[print] * 5)), Compiled())
+    assert with_kernels.sets_device(cuda, options).type == where
+    assert with_kernels.sets_device(cpu, options) == cpu
+    assert plan.Plan(TorchTiles(), Compiled()).sets_device(cuda, options) == cpu

@@ -28,8 +28,8 @@ def test_equals_sorted_pairs(backend, dtype, metric, values):
     with reidfast.use_backend(backend):
         found = roc(x, [y[:100], y[100:]], *given, metric=metric, points=POINTS)
         d = matrix_of(*search(x, y, 130, metric=metric))
-    same_id = given.query_ids[:, None] == given.gallery_ids
-    junk = (given.gallery_ids == -1) | (same_id & (given.query_cameras[:, None] == given.gallery_cameras))
+    same_id = given.query_pids[:, None] == given.gallery_pids
+    junk = (given.gallery_pids == -1) | (same_id & (given.query_camids[:, None] == given.gallery_camids))
     positive, negative = np.sort(d[same_id & ~junk]), np.sort(d[~same_id & ~junk])
     assert (found.positives, found.negatives) == (len(positive), len(negative))
     for i, point in enumerate(POINTS):
@@ -51,12 +51,12 @@ def test_queries_without_a_match_count():
         ({"points": [2.0]}, r"rates in \[0, 1\], got \[2.0\]"),
         ({"points": []}, "rates in"),
         ({"points": [np.nan]}, "rates in"),
-        ({"gallery_ids": [5, 6, 7]}, "no identity in common"),
+        ({"gallery_pids": [5, 6, 7]}, "no identity in common"),
         ({"query": np.full((3, 3), np.nan, np.float32)}, "NaN or inf, first in query row 0"),
     ],
 )
 def test_rejects(change, words):
     x = torch.eye(3)
-    arguments = {"query": x, "gallery": x, "query_ids": [1, 2, 3], "gallery_ids": [1, 2, 3]}
+    arguments = {"query": x, "gallery": x, "query_pids": [1, 2, 3], "gallery_pids": [1, 2, 3]}
     with pytest.raises(ValueError, match="^roc: .*" + words):
         roc(**arguments | change)

@@ -59,9 +59,9 @@ def test_rank_of_whole_numbers_is_exact(device, metric, queries, gallery, dim):
 @pytest.mark.parametrize("queries,gallery,dim", SIZES[1:])
 @pytest.mark.parametrize("first_pass", ["tf32_low", "bf16_low"])
 def test_certified_ranks_are_those_of_float32(monkeypatch, metric, queries, gallery, dim, first_pass):
-    from reidfast.evaluation import _certified
+    from reidfast.evaluation._backends import certified
 
-    monkeypatch.setattr(_certified, "FIRST_PASS", first_pass)
+    monkeypatch.setattr(certified, "FIRST_PASS", first_pass)
     x, y, labels = people(queries, gallery, dim)
     x, y = x.cuda(), with_ties(y, labels[1]).cuda()
     exact, certified = (rank(x, y, *labels, metric=metric, precision=p) for p in ("float32", "certified"))
@@ -141,7 +141,7 @@ def test_roc():
 @pytest.mark.gpu
 def test_cupy_in_and_out_without_copies():
     cupy = pytest.importorskip("cupy", reason="needs cupy")
-    from reidfast.evaluation._inputs import to_tensor
+    from reidfast._arrays import to_tensor
 
     x, y, labels = people(60, 500, 32)
     q, g = (cupy.from_dlpack(t.cuda()) for t in (x, y))

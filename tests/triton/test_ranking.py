@@ -17,7 +17,10 @@ sys.path.insert(0, os.path.join(os.path.dirname(__file__), "..", "evaluation"))
 
 import plain_kernels as plain  # noqa: E402
 
-from reidfast.evaluation import _certified, _engine, _streaming, rank, search  # noqa: E402
+from reidfast.evaluation import rank, search  # noqa: E402
+from reidfast.evaluation._backends import certified  # noqa: E402
+from reidfast.evaluation._backends.triton import Triton  # noqa: E402
+from reidfast.evaluation._core import plan  # noqa: E402
 from reidfast.ops.triton import ranking  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -33,13 +36,9 @@ def tiles_of_one_size(monkeypatch):
 @pytest.fixture
 def on_kernels(monkeypatch):
     """Evaluation of CPU tensors as on a CUDA device."""
-    monkeypatch.setattr(_streaming, "kernels_for", lambda device: ranking)
-    for op in (_engine.NEAREST_FEATURES, _engine.DENSE_DISTANCES, _engine.HISTOGRAM_FEATURES, _engine.PAIR_DISTANCES):
-        monkeypatch.setitem(op.on, "cpu", op.triton)
+    monkeypatch.setattr(plan, "triton_kernels", lambda device: ranking)
     if ranking.INTERPRETED:
-        monkeypatch.setattr(_engine, "tile_shape", lambda queries, device: (32, 64))
-    sort = _engine.SORT_NEAREST
-    monkeypatch.setitem(sort.on, "cpu", sort.reference)
+        monkeypatch.setattr(Triton, "tile_shape", lambda self, query: (32, 64))
 
 
 def whole(n, dim, seed, levels=2):
@@ -150,7 +149,7 @@ def test_first_pass_and_recheck(monkeypatch, metric, kind):
     x, y = (p.data[0, : p.n, :40].contiguous() for p in (q, g))
     centre = y.mean(0)
     low_q, low_g = (ranking.pack(t, None, False, kind, centre) for t in (x, y))
-    terms = _certified.error_terms(low_q.stats, low_g.stats, centre, 40, ranking.CHUNK, metric)
+    terms = certified.error_terms(low_q.stats, low_g.stats, centre, 40, ranking.CHUNK, metric)
     want, exact = on_cpu(table), on_cpu(table)
     wanted = plain.low_count(
         to_cpu(low_q), to_cpu(low_g), metric, terms.q.cpu(), terms.g.cpu(), terms.slope, want, g_id.cpu()

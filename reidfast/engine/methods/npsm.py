@@ -395,7 +395,7 @@ class PersonSearchTask(ReidTask):
             queries = data.queries.with_features(features)
         cameras = data.gallery.camids if c.protocol == "prw" else None
         return person_search(
-            queries, found, data.gallery.truth, protocol=c.protocol, galleries=galleries, image_cameras=cameras
+            queries, found, data.gallery.truth, protocol=c.protocol, galleries=galleries, image_camids=cameras
         )
 
     def scores(self) -> dict[str, float] | None:

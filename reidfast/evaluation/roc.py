@@ -10,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from reidfast.evaluation import _engine
-from reidfast.evaluation._distances import Problem, csr_slice, tensor, together
-from reidfast.evaluation._groups import Solo, ranks_of
-from reidfast.evaluation._inputs import read_labels
-from reidfast.evaluation._metrics import Floats
-from reidfast.evaluation._pairs import Pairs, find_pairs
-from reidfast.evaluation.ranking import _need_matches
+from reidfast._shards import Shards, agreement, raise_everywhere, shards_of
+from reidfast.evaluation._backends.base import Backend
+from reidfast.evaluation._core import plan
+from reidfast.evaluation._core.features import FeaturePair
+from reidfast.evaluation._core.labels import read_labels
+from reidfast.evaluation._core.metrics import Floats
+from reidfast.evaluation._core.pairs import Pairs, find_pairs, need_matches
 
 _BITS = 16  # of the distance's integer, settled per pass
 
@@ -44,10 +44,10 @@ class Roc(NamedTuple):
 def roc(
     query: Any,
     gallery: Any,
-    query_ids: Any,
-    gallery_ids: Any,
-    query_cameras: Any = None,
-    gallery_cameras: Any = None,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any = None,
+    gallery_camids: Any = None,
     *,
     metric: str = "cosine",
     points: Any = (1e-4, 1e-3, 1e-2, 1e-1),
@@ -61,10 +61,10 @@ def roc(
     Args:
         query: See `rank`.
         gallery: See `rank`.
-        query_ids: See `rank`.
-        gallery_ids: See `rank`.
-        query_cameras: See `rank`; pairs of one identity and one camera count for neither side.
-        gallery_cameras: See `rank`.
+        query_pids: See `rank`.
+        gallery_pids: See `rank`.
+        query_camids: See `rank`; pairs of one identity and one camera count for neither side.
+        gallery_camids: See `rank`.
         metric: See `rank`.
         points: False positive rates in [0, 1].
         group: See `rank`.
@@ -74,7 +74,7 @@ def roc(
 
     Raises:
         ValueError: shapes do not fit, a point lies outside [0, 1], or there is no matching pair.
-        TypeError: features are not floating point, or ids not integer.
+        TypeError: features are not floating point, or labels not integer.
 
     Notes:
         Every query counts, also one without a match. Ties fall on the side of rejection. Two passes over the distances
@@ -87,43 +87,50 @@ def roc(
         array([1.])
     """
     op = "roc"
-    ranks = ranks_of(op, group)
-    rates = np.atleast_1d(np.asarray(points, np.float64))
-    if rates.ndim != 1 or len(rates) == 0 or not ((rates >= 0) & (rates <= 1)).all():
-        raise ValueError(f"{op}: expected points to be false positive rates in [0, 1], got {points!r}")
-    with together(ranks):
-        problem = Problem.read(op, query, gallery, metric, ranks, False)
+    shards = shards_of(op, group)
+    with agreement(op, shards) as facts:
+        rates = np.atleast_1d(np.asarray(points, np.float64))
+        if rates.ndim != 1 or len(rates) == 0 or not ((rates >= 0) & (rates <= 1)).all():
+            raise ValueError(f"{op}: expected points to be false positive rates in [0, 1], got {points!r}")
+        features = FeaturePair.read(op, query, gallery, shards, metric)
         labels = read_labels(
-            op, problem.query.n, problem.gallery.n, query_ids, gallery_ids, query_cameras, gallery_cameras
+            op, features.query.n, features.gallery.n, query_pids, gallery_pids, query_camids, gallery_camids
         )
-        pairs = find_pairs(labels)
-    _need_matches(op, labels, pairs, ranks)
-    with together(ranks):
-        mine = problem.pair_distances(pairs, labels.query)[pairs.valid]
-    positive = np.sort(ranks.concatenate(mine))
-    local = len(labels.query) * pairs.columns - len(pairs.column)
-    negatives = int(ranks.add(np.array([local], np.int64))[0])
+        features.agree_on(facts)
+        labels.agree_on(facts)
+        facts.add(points=rates.tolist(), backend=plan.serving(features.device.type))
+    features.settle_dtype(shards)
+    with raise_everywhere(shards):
+        backends = plan.choose(op, features.device, wide=features.wide)
+        pairs = find_pairs(labels, backends.host)
+    need_matches(op, labels, pairs, shards)
+    with raise_everywhere(shards):
+        own = backends.features.pair_distances(features, pairs, labels.query_pids)[pairs.valid]
+    positive = np.sort(shards.concatenate(own).numpy())
+    (negatives,) = shards.sum(features.query.n * pairs.columns - len(pairs.column))
     wanted = np.floor(rates * negatives).astype(np.int64)  # negatives allowed below the threshold
-    thresholds, below = _order_statistics(problem, pairs, ranks, wanted, negatives)
+    thresholds, below = _order_statistics(backends.features, features, pairs, shards, wanted, negatives)
     accepted = np.searchsorted(positive, thresholds.astype(positive.dtype), "left")
     fpr = below / negatives if negatives else np.zeros(len(rates))
     return Roc(rates, accepted / len(positive), fpr, thresholds, len(positive), negatives)
 
 
 def _order_statistics(
-    problem: Problem, pairs: Pairs, ranks: Solo, wanted: NDArray[np.int64], negatives: int
+    backend: Backend, features: FeaturePair, pairs: Pairs, shards: Shards, wanted: NDArray[np.int64], negatives: int
 ) -> tuple[Floats, NDArray[np.int64]]:
     """The wanted-th (from 0) smallest negative, inf beyond the last, and the number of negatives below it."""
-    width = 64 if problem.wide else 32
+    width = 64 if features.wide else 32
     prefix = np.zeros(len(wanted), np.uint64)
     below = np.zeros(len(wanted), np.int64)
     inside = wanted < negatives
     for done in range(0, width, _BITS):
         distinct = np.unique(prefix[inside])
-        with together(ranks):
-            histogram = ranks.add(_histogram(problem, pairs, ranks, done, distinct)) if len(distinct) else None
+        if len(distinct) == 0:
+            break
+        with raise_everywhere(shards):
+            counts = backend.histogram(features, pairs, done, torch.from_numpy(distinct.view(np.int64)), _BITS)
+        histogram = shards.add(counts).numpy()
         for i in np.flatnonzero(inside):
-            assert histogram is not None
             ends = np.cumsum(histogram[np.searchsorted(distinct, prefix[i])])
             bin_ = int(np.searchsorted(ends, wanted[i] - below[i], "right"))
             below[i] += ends[bin_ - 1] if bin_ else 0
@@ -131,22 +138,6 @@ def _order_statistics(
     sign = np.uint64(1) << np.uint64(width - 1)
     full = np.uint64((1 << width) - 1)
     bits = np.where(prefix & sign, prefix ^ sign, ~prefix & full)
-    value = bits.view(np.float64) if problem.wide else bits.astype(np.uint32).view(np.float32).astype(np.float64)
+    value = bits.view(np.float64) if features.wide else bits.astype(np.uint32).view(np.float32).astype(np.float64)
     below[~inside] = negatives
     return np.where(inside, value, np.inf), below
-
-
-def _histogram(
-    problem: Problem, pairs: Pairs, ranks: Solo, done: int, prefixes: NDArray[np.uint64]
-) -> NDArray[np.int64]:
-    histogram = torch.zeros(len(prefixes), 1 << _BITS, dtype=torch.int64)
-    for q0, query in problem.query_chunks():
-        ptr, entries = csr_slice(pairs.ptr, q0, q0 + len(query))
-        same = tensor(pairs.column[entries])
-        for g0, first, gallery, rows in problem.columns(pairs):
-            status = _engine.HISTOGRAM_FEATURES.on[problem.device](
-                query, gallery, rows, problem.metric, first, ptr, same, done, tensor(prefixes.view(np.int64)), _BITS,
-                histogram,
-            )  # fmt: skip
-            problem.check(status, q0, g0)
-    return histogram.numpy()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from ._rerank_variants import RerankVariant, half_neighbours
+from reidfast.evaluation._core.rerank_variants import RerankVariant, half_neighbours
 
 __all__ = ["base_distances", "dense_jaccard", "dense_rerank", "dense_rerank_distances"]
 
@@ -28,8 +28,8 @@ def base_distances(x: Array, y: Array, variant: RerankVariant) -> Array:
 
 
 def _reciprocal(rank: NDArray[np.integer], i: int, k: int) -> NDArray[np.integer]:
-    near = rank[i, :k]
-    return near[(rank[near, :k] == i).any(1)]
+    nearest = rank[i, :k]
+    return nearest[(rank[nearest, :k] == i).any(1)]
 
 
 def _expanded(rank: NDArray[np.integer], i: int, k: int, half: int) -> NDArray[np.integer]:
@@ -64,13 +64,13 @@ def _jaccard(
     two = 2 if variant.metric == "cosine" else 1  # ||x - y||^2 of unit vectors is 2 (1 - cos)
     v = np.zeros((n, n), store)
     for i in range(n):
-        near = _expanded(rank, i, k, half)
+        members = _expanded(rank, i, k, half)
         if variant.weight == "raw":
-            logits = -two * base[near, i]
-            weights = np.exp(logits - logits.max()) if len(near) else logits
+            logits = -two * base[members, i]
+            weights = np.exp(logits - logits.max()) if len(members) else logits
         else:
-            weights = np.exp(-scaled[i, near])
-        v[i, near] = weights / weights.sum()
+            weights = np.exp(-scaled[i, members])
+        v[i, members] = weights / weights.sum()
     if k2 > 1:
         v = np.stack([v[rank[i, :k2]].mean(0) for i in range(n)]) if n else v
     minima = np.zeros((n, n), store)[rows, columns]

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 _UNIT = 2.0**-24
-_SQEUCLIDEAN_FORMS = (1, 2)  # numbers of the metrics in _engine
+_SQEUCLIDEAN_FORMS = (1, 2)  # numbers of the metrics, as in _core/options.py
 _COSINE = 0
 # Which first pass to take: TensorFloat-32 leaves about a tenth as many pairs to check as bfloat16 does and costs twice
 # as much; each re-checked pair costs a read of its gallery row.
@@ -81,7 +81,7 @@ def error_terms(q: Tensor, g: Tensor, centre: Tensor, dim: int, chunk: int, metr
     terms_q = [alpha.float(), round_up(slack_q), round_up(root(own_q)), round_up(root(lost_q)), round_up(m_q)]
     # |q~| of the accumulation's bound is at most |q'| + |q' - q~|, and so is part of the two terms below.
     residual = root(lost_g) + lo * root(low_g)
-    kept = (1 + lo) * root(low_g)
+    low_norm = (1 + lo) * root(low_g)
     rounding = (hi + 32 * _UNIT / abs(slope)) * m_g
-    bilinear = [round_up(abs(slope) * t) for t in (residual, kept, rounding)]
+    bilinear = [round_up(abs(slope) * t) for t in (residual, low_norm, rounding)]
     return Terms(torch.stack(terms_q), torch.stack([beta.float(), round_up(slack_g), *bilinear]), slope)

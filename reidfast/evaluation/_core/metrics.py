@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""From counts to CMC, average precision and INP: pure numpy on the matches alone."""
+"""From counts to CMC, average precision and INP: numpy on the matches alone."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from reidfast.evaluation._pairs import Ints, offsets
-
+Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-AVERAGE_PRECISIONS = ("step", "trapezoid", "sklearn")
+AP_RULES = ("step", "trapezoid", "sklearn")
 
 
 class Protocol(NamedTuple):
@@ -60,24 +60,38 @@ class Ranking(NamedTuple):
     ambiguous: float = 0.0
 
 
+class Counted(NamedTuple):
+    """Valid matches sorted by (query, distance, column), with the non-matches around each: host tensors [n]."""
+
+    query: Tensor
+    distance: Tensor
+    below: Tensor  # non-matches closer
+    equal: Tensor  # non-matches as far
+    before: Tensor  # those of them at a lower column
+
+
 @dataclass
-class Counted:
-    """Valid matches sorted by (query, distance, column), with the non-matches around each."""
+class _Matches:
+    """The same in numpy."""
 
     queries: int
-    query: Ints  # [n]
-    distance: NDArray[np.floating]  # [n]
-    below: Ints  # [n] non-matches closer
-    equal: Ints  # [n] non-matches as far
-    before: Ints  # [n] those of them at a lower column
+    query: Ints
+    distance: NDArray[np.floating]
+    below: Ints
+    equal: Ints
+    before: Ints
 
     @property
     def ptr(self) -> Ints:
-        return offsets(np.bincount(self.query, minlength=self.queries))
+        return _offsets(np.bincount(self.query, minlength=self.queries))
 
     def place(self) -> Ints:
         """1-based place of each match among the matches of its query."""
         return np.arange(1, len(self.query) + 1) - self.ptr[self.query]
+
+
+def _offsets(counts: Ints) -> Ints:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
 
 
 def _sum_per_query(values: Floats, ptr: Ints) -> Floats:
@@ -88,15 +102,15 @@ def _sum_per_query(values: Floats, ptr: Ints) -> Floats:
     return out
 
 
-def _ap_from_ranks(kind: str, place: Ints, rank: Ints, ptr: Ints) -> Floats:
+def _ap_from_ranks(rule: str, place: Ints, rank: Ints, ptr: Ints) -> Floats:
     precision = place / rank
-    if kind == "trapezoid":
+    if rule == "trapezoid":
         earlier = np.divide(place - 1, rank - 1, out=np.ones(len(rank)), where=rank > 1)
         precision = (earlier + precision) / 2
     return _sum_per_query(precision, ptr) / np.maximum(np.diff(ptr), 1)
 
 
-def _ap_grouped(counted: Counted, place: Ints) -> Floats:
+def _ap_grouped(counted: _Matches, place: Ints) -> Floats:
     """Area under the precision-recall curve with one point per distinct distance, as scikit-learn draws it."""
     ptr = counted.ptr
     n = len(place)
@@ -105,31 +119,32 @@ def _ap_grouped(counted: Counted, place: Ints) -> Floats:
     starts = np.r_[True, (counted.query[1:] != counted.query[:-1]) | (counted.distance[1:] != counted.distance[:-1])]
     first = np.flatnonzero(starts)
     hits = np.diff(np.r_[first, n])
-    found = place[first] - 1
+    earlier = place[first] - 1
     misses, misses_after = counted.below[first], counted.below[first] + counted.equal[first]
-    before = np.divide(found, found + misses, out=np.ones(len(first)), where=found + misses > 0)
-    after = (found + hits) / (found + hits + misses_after)
-    group_ptr = offsets(np.bincount(counted.query[first], minlength=counted.queries))
+    before = np.divide(earlier, earlier + misses, out=np.ones(len(first)), where=earlier + misses > 0)
+    after = (earlier + hits) / (earlier + hits + misses_after)
+    group_ptr = _offsets(np.bincount(counted.query[first], minlength=counted.queries))
     return _sum_per_query(hits * (before + after) / 2, group_ptr) / np.maximum(np.diff(ptr), 1)
 
 
-def score(counted: Counted, kind: str, max_rank: int, shot_cmc: Floats | None = None) -> Ranking:
-    """Ranking from counts; ``shot_cmc`` [Q, max_rank] replaces the first-match curve."""
+def score(queries: int, counts: Counted, rule: str, max_rank: int, shot_curves: Tensor | None = None) -> Ranking:
+    """Ranking from counts; ``shot_curves`` [Q, max_rank] replace the first-match curve."""
+    counted = _Matches(queries, *(x.numpy() for x in counts))
     ptr = counted.ptr
     matches = np.diff(ptr)
     valid = matches > 0
     place = counted.place()
     rank = place + counted.below + counted.before
     best_rank, worst_rank = place + counted.below, place + counted.below + counted.equal
-    if kind == "sklearn":
+    if rule == "sklearn":
         ap = _ap_grouped(counted, place)
         mean_ap = float(ap[valid].mean())
         bounds = (mean_ap, mean_ap)
     else:
-        ap = _ap_from_ranks(kind, place, rank, ptr)
+        ap = _ap_from_ranks(rule, place, rank, ptr)
         mean_ap = float(ap[valid].mean())
         if counted.equal.any():
-            worst, best = (_ap_from_ranks(kind, place, r, ptr)[valid].mean() for r in (worst_rank, best_rank))
+            worst, best = (_ap_from_ranks(rule, place, r, ptr)[valid].mean() for r in (worst_rank, best_rank))
             bounds = (float(worst), float(best))
         else:
             bounds = (mean_ap, mean_ap)
@@ -137,10 +152,10 @@ def score(counted: Counted, kind: str, max_rank: int, shot_cmc: Floats | None = 
     first_match[valid] = rank[ptr[:-1][valid]]
     inp = np.full(counted.queries, np.nan)
     inp[valid] = matches[valid] / rank[ptr[1:][valid] - 1]
-    if shot_cmc is None:
+    if shot_curves is None:
         hits = np.bincount(np.minimum(first_match[valid], max_rank + 1), minlength=max_rank + 2)[1 : max_rank + 1]
         cmc = np.cumsum(hits) / valid.sum()
     else:
-        cmc = shot_cmc[valid].mean(0)
+        cmc = shot_curves.numpy()[valid].mean(0)
     skipped = np.flatnonzero(~valid).astype(np.int64)
     return Ranking(cmc, mean_ap, float(inp[valid].mean()), ap, inp, first_match, valid, skipped, bounds)

@@ -8,17 +8,18 @@ from typing import Any
 
 import numpy as np
 
-from reidfast.evaluation._inputs import check_count, read_labels, to_tensor
-from reidfast.evaluation._metrics import Floats
-from reidfast.evaluation._pairs import JUNK
+from reidfast._arrays import to_numpy, to_tensor
+from reidfast.evaluation._core.labels import JUNK, read_labels
+from reidfast.evaluation._core.metrics import Floats
+from reidfast.evaluation._core.options import check_count
 
 
 def sampled_cmc(
     distances: Any,
-    query_ids: Any,
-    gallery_ids: Any,
-    query_cameras: Any = None,
-    gallery_cameras: Any = None,
+    query_pids: Any,
+    gallery_pids: Any,
+    query_camids: Any = None,
+    gallery_camids: Any = None,
     *,
     max_rank: int = 50,
     repeats: int = 10,
@@ -32,10 +33,10 @@ def sampled_cmc(
 
     Args:
         distances: (Q, G), as in `rank_distances`.
-        query_ids: See `rank`.
-        gallery_ids: See `rank`.
-        query_cameras: See `rank`.
-        gallery_cameras: See `rank`.
+        query_pids: See `rank`.
+        gallery_pids: See `rank`.
+        query_camids: See `rank`.
+        gallery_camids: See `rank`.
         max_rank: Length of the curve.
         repeats: Draws per query.
         seed: Of the generator.
@@ -50,20 +51,21 @@ def sampled_cmc(
     d = to_tensor(op, "distances", distances).cpu()
     if d.ndim != 2:
         raise ValueError(f"{op}: expected distances of shape (Q, G), got {tuple(d.shape)}")
-    labels = read_labels(op, d.shape[0], d.shape[1], query_ids, gallery_ids, query_cameras, gallery_cameras)
+    labels = read_labels(op, d.shape[0], d.shape[1], query_pids, gallery_pids, query_camids, gallery_camids)
     max_rank, repeats = check_count(op, "max_rank", max_rank), check_count(op, "repeats", repeats)
+    wanted, known = to_numpy(labels.query_pids), to_numpy(labels.gallery_pids)
     generator = np.random.RandomState(seed)
     curves = []
     for q in range(len(d)):
-        drop = labels.gallery == JUNK
-        if labels.query_cameras is not None and labels.gallery_cameras is not None:
-            own = labels.gallery_cameras == labels.query_cameras[q]
-            drop = drop | ((labels.gallery == labels.query[q]) & own)
+        drop = known == JUNK
+        if labels.query_camids is not None and labels.gallery_camids is not None:
+            own_camera = to_numpy(labels.gallery_camids == labels.query_camids[q])
+            drop = drop | ((known == wanted[q]) & own_camera)
         row = d[q].double().numpy()
         order = np.argsort(row, kind="stable")
         order = order[~drop[order]]
-        pids = labels.gallery[order]
-        if not (pids == labels.query[q]).any():
+        pids = known[order]
+        if not (pids == wanted[q]).any():
             continue
         places: dict[int, list[int]] = {}
         for place, pid in enumerate(pids.tolist()):
@@ -71,7 +73,7 @@ def sampled_cmc(
         curve = np.zeros(max_rank)
         for _ in range(repeats):
             drawn = {pid: generator.choice(own_places) for pid, own_places in places.items()}
-            match = drawn[int(labels.query[q])]
+            match = drawn[int(wanted[q])]
             curve[sum(place < match for place in drawn.values()) :] += 1
         curves.append(curve / repeats)
     if not curves:

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reidfast.evaluation._metrics import PROTOCOLS, Ranking
+from reidfast.evaluation._core.metrics import PROTOCOLS, Ranking
 
 
 def average_precision(hits: NDArray[np.bool_], distances: NDArray[Any], kind: str) -> float:
     """Average precision of one ranked list: ``hits`` marks the matches, ``distances`` ascend."""
-    found = np.cumsum(hits)
-    precision = found / np.arange(1, len(hits) + 1)
-    total = found[-1]
+    matches = np.cumsum(hits)
+    precision = matches / np.arange(1, len(hits) + 1)
+    total = matches[-1]
     if kind == "step":
         return float(precision[hits].sum() / total)
     if kind == "trapezoid":
         earlier = np.r_[1.0, precision[:-1]]
         return float(((earlier + precision) / 2)[hits].sum() / total)
     ends = np.flatnonzero(np.r_[distances[1:] != distances[:-1], True])  # last of every group of equal distances
-    recall, precision = np.r_[0.0, found[ends] / total], np.r_[1.0, precision[ends]]
+    recall, precision = np.r_[0.0, matches[ends] / total], np.r_[1.0, precision[ends]]
     return float((np.diff(recall) * (precision[1:] + precision[:-1]) / 2).sum())
 
 
@@ -37,8 +37,8 @@ def single_shot_curve(
         chances[0] = 1.0
         others = pids[order[~same]]
         for pid in np.unique(others):
-            mine = (pids[order] == pid) & ~same
-            p = mine[:match].sum() / mine.sum()
+            images = (pids[order] == pid) & ~same
+            p = images[:match].sum() / images.sum()
             chances = chances * (1 - p) + np.r_[0.0, chances[:-1]] * p
         curves.append(np.cumsum(chances))
     return np.mean(curves, axis=0)
@@ -46,10 +46,10 @@ def single_shot_curve(
 
 def rank_distances(
     distances: NDArray[Any],
-    query_ids: NDArray[Any],
-    gallery_ids: NDArray[Any],
-    query_cameras: NDArray[Any] | None = None,
-    gallery_cameras: NDArray[Any] | None = None,
+    query_pids: NDArray[Any],
+    gallery_pids: NDArray[Any],
+    query_camids: NDArray[Any] | None = None,
+    gallery_camids: NDArray[Any] | None = None,
     *,
     protocol: str = "market1501",
     average_precision_kind: str | None = None,
@@ -64,11 +64,11 @@ def rank_distances(
     first = np.full(n, -1, np.int64)
     curves = np.full((n, max_rank), np.nan)
     for q in range(n):
-        drop = gallery_ids == -1
-        if query_cameras is not None and gallery_cameras is not None:
-            drop = drop | ((gallery_ids == query_ids[q]) & (gallery_cameras == query_cameras[q]))
+        drop = gallery_pids == -1
+        if query_camids is not None and gallery_camids is not None:
+            drop = drop | ((gallery_pids == query_pids[q]) & (gallery_camids == query_camids[q]))
         columns = np.flatnonzero(~drop)
-        d, same = distances[q, columns], gallery_ids[columns] == query_ids[q]
+        d, same = distances[q, columns], gallery_pids[columns] == query_pids[q]
         if not same.any():
             continue
         by_index = np.argsort(d, kind="stable")
@@ -79,7 +79,7 @@ def rank_distances(
         ranks = np.flatnonzero(same[by_index]) + 1
         first[q], inp[q] = ranks[0], len(ranks) / ranks[-1]
         if rule.single_shot:
-            curves[q] = single_shot_curve(columns[by_index], same[by_index], gallery_ids, max_rank)
+            curves[q] = single_shot_curve(columns[by_index], same[by_index], gallery_pids, max_rank)
         else:
             curves[q] = np.arange(1, max_rank + 1) >= ranks[0]
     valid = first > 0
