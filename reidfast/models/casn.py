@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reidfast.models.backbones import Backbone
 from reidfast.models.baselines import IDE, PCB, Baseline, BaselineOutput
+from reidfast.models.registry import register_model
 from reidfast.nn.grad_cam import (
     closed_form_reason,
     frozen_layers,
@@ -110,6 +111,7 @@ class PairHead(nn.Module):
         return f"{len(self.weight)}, diff={self.diff!r}, indicator={self.rule!r}"
 
 
+@register_model("casn")
 class CASN(Baseline):
     """IDE or PCB with trainable attention: Grad-CAM of the identity, and of what makes a pair one person.
 
@@ -138,6 +140,7 @@ class CASN(Baseline):
         closed_form: Whether the derivative is written out.
     """
 
+    classifier_keys = IDE.classifier_keys + PCB.classifier_keys
     base: IDE | PCB
 
     def __init__(

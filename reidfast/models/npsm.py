@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reidfast.models.over_backbone import OverBackbone
+from reidfast.models.registry import register_model
 from reidfast.nn.query_conv_lstm import QueryConvLSTM
 from reidfast.nn.region_shrinkage import RegionTree, attention_mass, best_child, coverage, score_regions
 from reidfast.nn.roi_pool import roi_pool
@@ -97,7 +99,8 @@ class Trace(NamedTuple):
     over: Tensor
 
 
-class RegionEmbedder(nn.Module):
+@register_model("two_stage")
+class RegionEmbedder(OverBackbone):
     """A re-ID network that looks at whole images once and at their regions after.
 
     The backbone is cut: its shallow part makes a map of the image, regions are pooled from it, and the deep part makes
@@ -159,11 +162,6 @@ class RegionEmbedder(nn.Module):
                     module.eval()
         return self
 
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Everything that is not of the backbone."""
-        of_backbone = {id(p) for p in self.backbone.parameters()}
-        return [p for p in self.parameters() if id(p) not in of_backbone]
-
     def shallow(self, images: Tensor) -> Tensor:
         """Map (N, C, H / stride, W / stride) of images (N, 3, H, W)."""
         x = images
@@ -207,6 +205,7 @@ class RegionEmbedder(nn.Module):
         return self.embed(self.maps(images), boxes, torch.arange(len(images), device=images.device))
 
 
+@register_model("npsm")
 class NPSM(RegionEmbedder):
     """Neural person search machine: the query shrinks the image, step by step, to the person.
 

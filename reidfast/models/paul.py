@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reidfast.models.backbones import Backbone, OSNet
+from reidfast.models.over_backbone import OverBackbone
+from reidfast.models.registry import register_model
 from reidfast.nn import FixedPatches, PatchGenerator
 
 __all__ = ["PatchBranches", "PatchFeatures", "PatchNet"]
@@ -76,7 +78,8 @@ class PatchBranches(nn.Module):
         return f"parts={self.parts}, channels={self.weight.shape[2]}, dim={self.dim}, relu={self.relu}"
 
 
-class PatchNet(nn.Module):
+@register_model("paul")
+class PatchNet(OverBackbone):
     """Backbone, M patches of its map, a branch each; the embedding is the M unit features side by side.
 
     In training mode ``PatchFeatures``, in evaluation mode the embedding [B, M * d], of norm sqrt(M).

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reidfast.models.registry import register_model
+
 from .base import Backbone
 
 __all__ = ["Adapter", "timm_backbone"]
@@ -142,6 +144,7 @@ def token_grid(count: int, height: int, width: int) -> tuple[int, int]:
     )
 
 
+@register_model("timm:")
 def timm_backbone(name: str, *, pretrained: bool = False, size: Any = None, **options: Any) -> Adapter:
     """A network of timm under its own name, without its classifier.
 
