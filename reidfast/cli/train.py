@@ -31,12 +31,13 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    from reidfast.engine.config import parse
+    from reidfast.engine.methods import find_method
     from reidfast.engine.training import train
 
-    config = parse(args.method, args.settings)
+    method = find_method(args.method)
+    config = method.parse(args.settings)
     with redirect_stdout(sys.stderr):  # Lightning's progress is no result
-        metrics = train(config)
+        metrics = train(method, config)
     several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
     if not several or os.environ.get("RANK") == "0":
         show(metrics, args.json)

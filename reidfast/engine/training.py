@@ -9,7 +9,6 @@ import logging
 import os
 import warnings
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +16,7 @@ import torch
 import torch.distributed as dist
 
 from reidfast._files import write_whole
+from reidfast.engine.method import Method
 
 # Lightning's advice that does not apply here.
 QUIET = (
@@ -27,15 +27,17 @@ QUIET = (
 )
 
 
-def train(config: Any) -> dict[str, Any]:
+def train(method: Method, config: Any) -> dict[str, Any]:
     """Train, evaluate, and leave the run in the folder `config.out`.
-
-    `config` is the `Config` of a module of `reidfast.engine.methods` (`reidfast.engine.config.parse` makes it).
 
     There: last.ckpt, best.ckpt, weights.safetensors, card.json, metrics.json, logs for TensorBoard, and csv/startN with
     the same values as text (N counts the starts of the run).
     A run that was killed at any moment goes on with `resume`: its last whole epoch is taken up, and what follows is
     what would have followed (bit for bit on the CPU).
+
+    Args:
+        method: What is trained (`reidfast.engine.methods.find_method`).
+        config: Its settings (`method.parse`).
 
     Returns:
         What metrics.json holds: the scores before training and after every evaluated epoch, and the configuration.
@@ -50,7 +52,6 @@ def train(config: Any) -> dict[str, Any]:
         from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     except ImportError as error:
         raise ImportError('train: lightning is missing; pip install "reidfast[train]"') from error
-    from reidfast.engine.sources import load_sources
     from reidfast.models import save_weights
     from reidfast.nn import convert_sync_batch_norm
 
@@ -63,12 +64,7 @@ def train(config: Any) -> dict[str, Any]:
     if last.exists() and not config.resume:
         raise ValueError(f"train: {out} holds a run already; go on with it (--resume true) or choose another --out")
     lightning.seed_everything(config.seed, verbose=False)
-    method = import_module(type(config).__module__)
-    if hasattr(method, "load"):
-        data = method.load(config)
-    else:
-        data = load_sources(config.data)
-    task, module = method.build(config, data)
+    task, module = method.build(config, method.load(config))
     checkpoints: list[Any] = [
         ModelCheckpoint(
             out,
