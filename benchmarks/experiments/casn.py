@@ -52,7 +52,7 @@ from reidfast.data import (
     ShuffleSampler,
     World,
     decode,
-    load,
+    load_dataset,
     split_identities,
 )
 from reidfast.data.images import normalize, resize, to_float
@@ -170,7 +170,7 @@ def holdout(data: ReidData, ids: int, test_ids: int, seed: int) -> dict[str, Rec
 
 def source(options: argparse.Namespace) -> ReidData:
     """The data set that was asked for."""
-    return load(options.data, None, **({"images": options.images} if options.images else {}))
+    return load_dataset(options.data, None, **({"images": options.images} if options.images else {}))
 
 
 def prepared(options: argparse.Namespace) -> ReidData:
@@ -182,7 +182,7 @@ def prepared(options: argparse.Namespace) -> ReidData:
                         preset["test_ids"] if options.test_ids is None else options.test_ids, 0)  # fmt: skip
         write_split(options.out / "train.json", f"{data.name}, training part", {"train": tables["train"]})
         write_split(whole, f"{data.name}, part", tables)
-    return load(str(whole), None, images=images_of(options))
+    return load_dataset(str(whole), None, images=images_of(options))
 
 
 def images_of(options: argparse.Namespace) -> str:
@@ -485,7 +485,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
     config = settings_of(arm, seed, options)
     method = find_method(ARMS[arm][0])
     metrics = train(method, config)
-    task, _ = method.build(config, load(config.data.name, None, **config.data.options))
+    task, _ = method.build(config, load_dataset(config.data.name, None, **config.data.options))
     load_weights(task.model, Path(config.out) / "weights.safetensors")
     content = {
         "arm": arm,
@@ -519,7 +519,7 @@ def start(options: argparse.Namespace) -> None:
     if path.exists():
         return
     config = settings_of("sampler", 0, options)
-    task, module = find_method("casn").build(config, load(config.data.name, None, **config.data.options))
+    task, module = find_method("casn").build(config, load_dataset(config.data.name, None, **config.data.options))
     task.prepare(module)
     ranking, _, _ = scores(task.model.eval(), prepared(options), config, "cpu")
     with write_whole(path) as stream:
@@ -693,7 +693,7 @@ def measure(options: argparse.Namespace) -> None:
         config.data.height, config.data.width = known["height"], known["width"]
         config.protocol, config.loss.siamese = stored["protocol"], stored["loss"]["siamese"]
         model, _ = trained(run)
-        data = load(known["name"], known["root"], **known["options"])
+        data = load_dataset(known["name"], known["root"], **known["options"])
         result = {"run": run.name, "base": name, "config": stored, **measures(model, data, config, options)}
         found.append(brief(result))
         print(f"{run.name:<16} {line(result)}", flush=True)

@@ -31,7 +31,7 @@ import torch
 from benchmarks.experiments.cached import Choices, adapt, make_cache, settle
 from benchmarks.experiments.watch import Watch
 from reidfast._files import write_whole
-from reidfast.data import load as load_data
+from reidfast.data import load_dataset as load_data
 from reidfast.engine import paired_bootstrap
 from reidfast.engine.methods import find_method
 from reidfast.engine.methods.paul import ViewsDataModule

@@ -134,13 +134,13 @@ def load_data(args: argparse.Namespace, *, search: bool = False) -> Any:
 
     options = key_values(args.data_option, "--data-option")
     try:
-        if args.data in data.search_names():
+        if args.data in data.list_search_datasets():
             if not search:
                 raise ValueError(
                     f"{args.data} is a set of whole images for person search, which this command is not for"
                 )
             return data.load_search(args.data, args.root, **options)
-        return data.load(args.data, args.root, **options)
+        return data.load_dataset(args.data, args.root, **options)
     except TypeError as error:
         if "keyword argument" not in str(error):
             raise

@@ -36,7 +36,7 @@ def _ranks(name: str, rank: int | None, world: int | None) -> tuple[int, int]:
     return rank, world
 
 
-def shard(n: int, rank: int, world: int) -> range:
+def shard_indices(n: int, rank: int, world: int) -> range:
     """The rows of rank `rank` when n rows are divided into contiguous parts whose sizes differ by at most one."""
     if not 0 <= rank < world:
         raise ValueError(f"shard: expected rank in 0..{world - 1}, got {rank}")
@@ -137,7 +137,7 @@ class ShuffleSampler(_Schedule):
 
 
 class IdentitySampler(_Schedule):
-    """P identities with K images each, a step and rank (Hermans et al., arXiv:1703.07737, section 2; METHODS 7).
+    """P identities with K images each, a step and rank (Hermans et al., arXiv:1703.07737, section 2).
 
     An epoch: the images of each identity are shuffled and cut into groups of K (an identity with fewer than K images
     has one group, its images drawn again until it is full; a rest of fewer than K is left out this epoch). Each step

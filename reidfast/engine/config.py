@@ -154,7 +154,7 @@ class OptimConfig:
 
 @dataclass
 class RunConfig:
-    """Settings of every run; a method's configuration adds its sections, `data` among them.
+    """Settings of every run; a method's configuration adds the sections `data`, `model`, `loss` and `optim`.
 
     Args:
         out: Folder to write checkpoints, logs, weights and metrics.json to.
@@ -168,6 +168,11 @@ class RunConfig:
         precision: Lightning's precision: 32-true, 64-true, bf16-mixed or 16-mixed.
         deterministic: Use deterministic algorithms only.
         resume: Continue from `out`/last.ckpt if it exists.
+
+        data: Training and evaluation data.
+        model: The network to train.
+        loss: The loss to minimise.
+        optim: Optimiser and learning-rate schedule.
     """
 
     out: str = "runs/train"

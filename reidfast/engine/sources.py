@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from reidfast.data import ReidData, concatenate, load
+from reidfast.data import ReidData, concatenate, load_dataset
 
 __all__ = ["load_sources", "targets_of"]
 
@@ -80,7 +80,7 @@ def _load_all(flag: str, names: Any, roots: Any, options: Any) -> tuple[list[str
         raise ValueError(f"{flag}: expected at least one name, got none")
     places = _each(f"{flag} root", roots, len(listed))
     settings = _each(f"{flag} options", options or {}, len(listed))
-    sets = [load(n, r, **(o or {})) for n, r, o in zip(listed, places, settings, strict=True)]
+    sets = [load_dataset(n, r, **(o or {})) for n, r, o in zip(listed, places, settings, strict=True)]
     return listed, sets
 
 

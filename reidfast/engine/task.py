@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from reidfast.data import Records
-from reidfast.data.samplers import shard
+from reidfast.data.samplers import shard_indices
 from reidfast.engine.config import BackboneConfig, OptimConfig
 from reidfast.engine.data import epoch_seed
 from reidfast.engine.extract import extract
@@ -176,8 +176,8 @@ class ReidTask(lightning.LightningModule):
         group, world, me = None, 1, 0
         if dist.is_available() and dist.is_initialized():
             group, world, me = dist.group.WORLD, dist.get_world_size(), dist.get_rank()
-        mine = np.asarray(shard(len(query), me, world))
-        part = np.asarray(shard(len(gallery), me, world))
+        mine = np.asarray(shard_indices(len(query), me, world))
+        part = np.asarray(shard_indices(len(gallery), me, world))
         x = self.embed(query.select(mine))
         if world > 1:
             pieces: list[Any] = [None] * world

@@ -112,7 +112,7 @@ class RegionTree:
         self._children: dict[int, tuple[int, ...]] = {}
 
     def children(self, region: int) -> tuple[int, ...]:
-        """Numbers of a region's children; empty where the search stops (METHODS: depth, one proposal, no shrinkage)."""
+        """Numbers of a region's children; empty where the search stops (depth, one proposal, no shrinkage)."""
         if region not in self._children:
             self._children[region] = self._divide(region)
         return self._children[region]

@@ -104,10 +104,10 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
 
 
 def test_pairs_need_the_pair_sampler(tmp_path):
-    from reidfast.data import load
+    from reidfast.data import load_dataset
 
     c = config("casn", tmp_path, "--data.sampler=shuffle")
-    data = load(c.data.name, None, **c.data.options)
+    data = load_dataset(c.data.name, None, **c.data.options)
     with pytest.raises(ValueError, match='data.sampler "pairs"'):
         build(c, data)
     c.loss = replace(c.loss, siamese=0.0)

@@ -17,7 +17,7 @@ from torch import nn
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
-from reidfast.data import load
+from reidfast.data import load_dataset
 from reidfast.engine.methods import find_method
 from reidfast.models import Backbone, create_model, list_models, read_weights, register_model
 from reidfast.nn import FixedPatches
@@ -165,7 +165,7 @@ def test_resumed_equals_uninterrupted(source, tmp_path):
 
 
 def test_step_is_the_published_one(source, tmp_path):
-    """Update before loss, surrogates outside the bank, the mean of both views in the centres: METHODS 3.2 to 3.6."""
+    """Update before loss, surrogates outside the bank, the mean of both views in the centres, as in PAUL's code."""
     arguments = [*COMMON, *NET, world(2, difficulty=0.7), f"--source-checkpoint={source[0]}", "--data.batch=20"]
     config = parse("paul", [*arguments, "--loss.k=5"])
     method = find_method("paul")
@@ -258,7 +258,7 @@ def test_step_of_cluster_contrast():
 
 def test_train_ids_keeps_some_identities_and_whole_takes_all():
     config = parse("paul", [*COMMON, world(2, difficulty=0.7), "--data.train_ids=4"])
-    data, whole = find_method("paul").load(config), load("synthetic", None, **config.data.options)
+    data, whole = find_method("paul").load(config), load_dataset("synthetic", None, **config.data.options)
     assert len(set(data.train.pids.tolist())) == 4 and len(data.query) == len(whole.query)
     config = parse("paul-source", [*COMMON, world(2, difficulty=0.7), "--data.whole=true"])
     everything = find_method("paul-source").load(config).train

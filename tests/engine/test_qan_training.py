@@ -10,7 +10,7 @@ pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
 from reidfast.cli import main
-from reidfast.data import load, write_synthetic_tracklets
+from reidfast.data import load_dataset, write_synthetic_tracklets
 from reidfast.engine.methods import find_method
 from reidfast.engine.methods.qan import QANTask
 from reidfast.engine.sets import evaluate_sets
@@ -58,7 +58,7 @@ def test_training_improves(walks, tmp_path):
     assert found["history"][-1]["mAP"] > found["before"]["mAP"] + 0.05, (found["before"], found["history"])
     model, card, _ = load_trained(tmp_path / "run")
     assert card["size"] == [64, 32] and card["model"]["name"] == "qan"
-    again = evaluate_sets(model, load("synthetic_tracklets", walks), protocol="mars", size=(64, 32))
+    again = evaluate_sets(model, load_dataset("synthetic_tracklets", walks), protocol="mars", size=(64, 32))
     assert again.mean_ap == pytest.approx(found["history"][-1]["mAP"], abs=1e-6)
     assert main(["frames", str(tmp_path / "f.png"), "--data=synthetic_tracklets", f"--root={walks}",
                  f"--model={tmp_path / 'run'}"]) == 0  # fmt: skip
@@ -89,7 +89,7 @@ def test_resumes_exactly(walks, tmp_path, monkeypatch):
 def test_comparisons_and_parts(walks, tmp_path, head):
     config = settings(walks, tmp_path, f"--model.head={head}", "--loss.contrastive=1.0")
     method = find_method("qan")
-    task, data = method.build(config, load("synthetic_tracklets", walks))
+    task, data = method.build(config, load_dataset("synthetic_tracklets", walks))
     (batch,) = [b for b, _ in zip(data.loader(0), range(1), strict=False)]
     assert batch.images.shape == (8 * 3 * 2, 3, 64, 32)
     labels = batch.labels.view(-1, 3)

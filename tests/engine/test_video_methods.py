@@ -11,7 +11,7 @@ from small_settings import parse
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
-from reidfast.data import load, write_synthetic_tracklets
+from reidfast.data import load_dataset, write_synthetic_tracklets
 from reidfast.engine.methods import find_method
 from reidfast.engine.methods.drsta import DRSTATask
 from reidfast.engine.methods.rru_stim import RRUSTIMTask
@@ -77,7 +77,7 @@ def test_training_improves_and_resumes_exactly(method, walks, tmp_path, monkeypa
     assert last["mAP"] > found["before"]["mAP"] + 0.15, (found["before"], found["history"])
     assert json.loads((whole / "card.json").read_text())["size"] == [32, 16]
     model = load_trained(whole).model  # made from the card alone
-    scores = evaluate_sets(model, load("synthetic_tracklets", walks), size=(32, 16), **AT_TEST[method])
+    scores = evaluate_sets(model, load_dataset("synthetic_tracklets", walks), size=(32, 16), **AT_TEST[method])
     assert scores.mean_ap == pytest.approx(last["mAP"], abs=1e-6)
 
     kind = {"drsta": DRSTATask, "rru_stim": RRUSTIMTask}[method]
@@ -109,7 +109,7 @@ def test_published_settings():
 
 def test_stages_set_rates_and_begin_the_table_anew(walks, tmp_path):
     config = settings("drsta", walks, tmp_path)
-    task, data = find_method("drsta").build(config, load("synthetic_tracklets", walks))
+    task, data = find_method("drsta").build(config, load_dataset("synthetic_tracklets", walks))
     assert config.optim.epochs == 9
     assert [task.stage_of(e) for e in (0, 1, 4, 5, 8)] == [(0, 0), (1, 0), (1, 3), (2, 0), (2, 3)]
     (optimizer,), (schedule,) = task.configure_optimizers()

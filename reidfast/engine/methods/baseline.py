@@ -55,14 +55,7 @@ class LossConfig:
 
 @dataclass
 class Config(RunConfig):
-    """A run of a baseline.
-
-    Args:
-        data: Training and evaluation data.
-        model: The network to train.
-        loss: The loss to minimise.
-        optim: Optimiser and learning-rate schedule.
-    """
+    """A run of a baseline."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -103,14 +103,7 @@ class CASNLossConfig:
 
 @dataclass
 class Config(RunConfig):
-    """A run of CASN.
-
-    Args:
-        data: Training and evaluation data.
-        model: The network to train.
-        loss: The loss to minimise.
-        optim: Optimiser and learning-rate schedule.
-    """
+    """A run of CASN."""
 
     data: PairDataConfig = field(default_factory=PairDataConfig)
     model: CASNModelConfig = field(default_factory=CASNModelConfig)

@@ -78,9 +78,6 @@ class Config(RunConfig):
 
     Args:
         data: Training and evaluation data; the training labels are not used.
-        model: The network to train.
-        loss: The loss to minimise.
-        optim: Optimiser and learning-rate schedule.
     """
 
     data: ClusterDataConfig = field(default_factory=ClusterDataConfig)

@@ -71,9 +71,6 @@ class Config(RunConfig):
     """A run of DRSTA. Its length is the sum of the stages' epochs; learning rate and milestones are the stages'.
 
     Args:
-        data: Training and evaluation data.
-        model: The network to train.
-        loss: The loss to minimise.
         optim: Optimiser, momentum, weight decay, and the backbone's learning rate relative to the stage's.
         stages: Stages in order, each a mapping of stage, epochs, lr, milestones, gamma and freeze. OIM's table starts
             anew after the stage "backbone", whose embedding is another one.

@@ -67,10 +67,7 @@ class Config(RunConfig):
     """A run of QAN.
 
     Args:
-        data: Training and evaluation data.
         model: The network to train; `head` holds options of `reidfast.models.QAN`, such as pooling, parts or split.
-        loss: The loss to minimise.
-        optim: Optimiser and learning-rate schedule.
     """
 
     data: SetConfig = field(default_factory=SetConfig)

@@ -37,14 +37,7 @@ class LossConfig:
 
 @dataclass
 class Config(RunConfig):
-    """A run of RRU + STIM.
-
-    Args:
-        data: Training and evaluation data.
-        model: The network to train.
-        loss: The loss to minimise.
-        optim: Optimiser and learning-rate schedule.
-    """
+    """A run of RRU + STIM."""
 
     data: ClipConfig = field(default_factory=ClipConfig)
     model: VideoModelConfig = field(default_factory=VideoModelConfig)

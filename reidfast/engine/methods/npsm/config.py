@@ -88,9 +88,6 @@ class Config(RunConfig):
 
     Args:
         data: Whole images to train on and to search in.
-        model: The network to train.
-        loss: The loss to minimise.
-        optim: Optimiser and learning-rate schedule.
     """
 
     protocol: str = "cuhk_sysu"

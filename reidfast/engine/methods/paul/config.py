@@ -116,9 +116,6 @@ class Config(RunConfig):
             card, where there is one, decides the network but for `model.patches`. null: the network of `model`, with
             `model.weights`.
         data: The target; its training labels are not used.
-        model: The network to train.
-        loss: The loss to minimise.
-        optim: Optimiser and learning-rate schedule.
     """
 
     source_checkpoint: str | None = None
@@ -167,9 +164,6 @@ class SourceConfig(RunConfig):
 
     Args:
         data: The labelled source; `surrogates` is not used.
-        model: The network to train.
-        loss: The loss to minimise.
-        optim: Optimiser and learning-rate schedule.
     """
 
     data: PatchDataConfig = field(default_factory=PatchDataConfig)
