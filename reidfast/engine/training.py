@@ -7,10 +7,11 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import warnings
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -120,23 +121,49 @@ def train(method: Method, config: Any) -> dict[str, Any]:
 
 
 class Launched(NamedTuple):
-    """What torchrun started: processes on this machine, and machines."""
+    """What torchrun started.
 
+    Attributes:
+        rank: Number of this process.
+        local_rank: Its number on this machine.
+        local: Processes on this machine.
+        nodes: Machines.
+    """
+
+    rank: int
+    local_rank: int
     local: int
     nodes: int
 
 
+def launched_processes() -> Launched | None:
+    """What torchrun started; None in a process on its own."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or world < 2:
+        return None
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return Launched(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), local, world // local)
+
+
 def join_processes(accelerator: str = "auto") -> Launched | None:
     """Join the processes that torchrun started, before anything is computed; None in a process on its own."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return None
-    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    if not dist.is_initialized():
+    launched = launched_processes()
+    if launched is not None and not dist.is_initialized():
         gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         if gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(launched.local_rank)
         dist.init_process_group("nccl" if gpu else "gloo")
-    return Launched(local, world // local)
+    return launched
+
+
+def leave_processes() -> NoReturn:
+    """End this process when all have come here; gloo's threads may abort an interpreter that shuts down as usual."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    os._exit(0)
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -3,7 +3,6 @@
 """PAUL and cluster-contrast in training: on rendered people, from one labelled world to another without labels."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -19,6 +18,7 @@ pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
 from reidfast.data import load_dataset
 from reidfast.engine.methods import find_method
+from reidfast.engine.training import leave_processes
 from reidfast.models import Backbone, create_model, list_models, read_weights, register_model
 from reidfast.nn import FixedPatches
 
@@ -290,5 +290,4 @@ def test_two_processes_adapt_as_one(tmp_path):
 
 if __name__ == "__main__":  # a process of the test above
     run("paul", sys.argv[1:])
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an interpreter that is shutting down
+    leave_processes()
