@@ -131,7 +131,7 @@ class TrackletDataset(Dataset[tuple[Tensor, int, int, int, Ints]]):
         decode: From (records, index) to a picture; default: read the file.
         labels: What to return in place of the pid, (S,).
         options: Keyword arguments of the choice (`stride=4`, `at="middle"`).
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
     """
 
     def __init__(
@@ -225,7 +225,7 @@ class TripletSetSampler(_Schedule):
         triplets: A step and rank.
         steps: An epoch.
         other_tracklet: See above.
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
         rank: Default: torch.distributed's, or 0.
         world: Number of ranks; default: torch.distributed's, or 1.
     """

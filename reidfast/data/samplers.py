@@ -106,7 +106,7 @@ class ShuffleSampler(_Schedule):
     Args:
         n: Number of rows.
         batch: Rows a step and rank.
-        seed: Of the orders.
+        seed: Seed of the orders.
         drop_last: Leave out the last, incomplete global batch. Otherwise it is filled with rows of the epoch's
             beginning, so that all batches have one size on all ranks.
         rank: Default: torch.distributed's, or 0.
@@ -156,7 +156,7 @@ class IdentitySampler(_Schedule):
         share_identities: Allow an identity on two ranks in one step (never twice on one): each rank draws from all.
         mark_repeats: Yield `row + copy * n` for the second and later copies of a row in one epoch, so that
             `ImageDataset` can transform each copy differently. Only for datasets that know of it.
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
         rank: Default: torch.distributed's, or 0.
         world: Number of ranks; default: torch.distributed's, or 1.
     """
@@ -289,7 +289,7 @@ class PairSampler(_Schedule):
     Args:
         pids: Identity of each row.
         batch: Pairs a step and rank. The last global batch is filled with rows of the epoch's beginning.
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
         rank: Default: torch.distributed's, or 0.
         world: Number of ranks; default: torch.distributed's, or 1.
     """

@@ -303,7 +303,7 @@ def draw_queries(
     Args:
         scenes: The gallery.
         per_person: At most this many of each person, one a camera where there are several cameras.
-        seed: Of the draw.
+        seed: Seed of the draw.
         apart: Images of the same camera whose frames are nearer than this to the query's are not searched.
         across: Only persons who can be found in another image that is searched.
 

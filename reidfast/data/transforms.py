@@ -205,10 +205,10 @@ class TrainTransform:
     """Picture -> normalised tensor, for training: `before`, resize, flip, pad and crop, normalise, erase.
 
     Args:
-        height: Of the result.
-        width: Of the result.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
         flip: Probability of the mirror image.
-        pad: Of `PadCrop`; 0 leaves it out.
+        pad: Padding of `PadCrop` in pixels; 0 leaves it out.
         erase: Probability of `RandomErasing`; or one.
         before: Changes made to the picture in its own size, in order.
         filter: Resize filter.
@@ -251,8 +251,8 @@ class SurrogateTransform(TrainTransform):
     """PAUL's surrogate view (Yang et al., CVPR 2019): colour jitter, rotation, area crop, then flip, resize, normalise.
 
     Args:
-        height: Of the result.
-        width: Of the result.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
         mode: `all` (the released code) applies the three changes in that order; `one_of` (the paper) one of them,
             drawn for each picture, the jitter then without hue.
         flip: Probability of the mirror image.
@@ -297,10 +297,10 @@ class BatchAugment(nn.Module):
 
     Args:
         flip: Probability of the mirror image.
-        pad: Of the crop.
+        pad: Padding in pixels before the crop.
         erase: The erasing, or its probability.
-        mean: Of the normalisation.
-        std: Of the normalisation.
+        mean: Mean of the normalisation, by channel.
+        std: Standard deviation of the normalisation, by channel.
     """
 
     def __init__(

@@ -22,7 +22,7 @@ class Difference(NamedTuple):
         error: Standard deviation of the difference over the draws.
         p_value: Two-sided: twice the share of draws on the other side of zero (draws at zero count half), at most 1.
         queries: How many queries were compared.
-        identities: Of how many persons.
+        identities: Number of persons behind the queries.
     """
 
     mean: float
@@ -47,8 +47,8 @@ def paired_bootstrap(
         b: The same for the other result.
         pids: Identity of each query (Q,).
         draws: Number of draws.
-        confidence: Of the interval (percentiles).
-        seed: Of the draws.
+        confidence: Confidence level of the interval (percentiles).
+        seed: Seed of the draws.
 
     Raises:
         ValueError: Lengths that differ, or nothing to compare.

@@ -35,7 +35,7 @@ def take_frames(
 
     Args:
         tracklets: The whole ones.
-        choose: Of `reidfast.data.clips.CHOICES`, or a function (length, n, None) -> indices.
+        choose: One of `reidfast.data.clips.CHOICES`, or a function (length, n, None) -> indices.
         n: How many frames.
         **options: Of the choice (`at="middle"`).
     """
@@ -277,7 +277,7 @@ class SplitScores:
         cmc: Mean over the splits, [max_rank].
         mean_ap: Mean over the splits.
         std: Standard deviation of rank-1 over the splits (n - 1).
-        rankings: Of each split.
+        rankings: The ranking of each split.
     """
 
     cmc: np.ndarray
@@ -293,7 +293,7 @@ def evaluate_splits(
 
     Args:
         score: Trains (where the method asks for it) and evaluates on one split.
-        name: Of the data set; its reader takes `split`.
+        name: Name of the data set; its reader takes `split`.
         root: See `load_dataset`.
         splits: How many.
         **options: Of the reader.

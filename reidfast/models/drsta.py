@@ -32,9 +32,9 @@ class DRSTAOutput(NamedTuple):
     """What the model gives in training mode.
 
     Attributes:
-        embedding: Of each clip, unit length, (B, dim); in stage "backbone" of each frame, (B*N, dim).
+        embedding: Embedding of each clip, unit length, (B, dim); in stage "backbone" of each frame, (B*N, dim).
         attention: Spatial attention maps (B*N, K, h*w), or None where there are none.
-        overlap: Of each frame's maps, (B*N,), or None: what `reidfast.losses.DiversityLoss` takes.
+        overlap: Overlap of each frame's maps, (B*N,), or None: what `reidfast.losses.DiversityLoss` takes.
     """
 
     embedding: Tensor
@@ -73,7 +73,7 @@ class DRSTA(VideoModel):
     Args:
         backbone: Any backbone; the paper's is ResNet-50 with last stride 2.
         maps: Attention maps, K. With spatial="average": 1.
-        dim: Of each part's feature and of the embedding.
+        dim: Size of each part's feature and of the embedding.
         spatial: "shared" or "independent" attention heads (`reidfast.nn.DiverseAttention`), or "average": the mean over
             cells, the comparison without attention.
         hidden: Channels inside the attention heads; None: theirs.

@@ -113,7 +113,7 @@ class RegionEmbedder(OverBackbone):
         size: (h, w) bins of a region.
         embedding: Size of the embedding behind a linear layer; None: the backbone's own feature.
         roi_op: "align" or "max".
-        sampling_ratio: Of "align".
+        sampling_ratio: Sampling points per bin and side of "align".
         num_classes: Training identities of a classifier on the embedding; None: no classifier.
         freeze_norms: Batch norms that keep the statistics they came with: "all", "shallow" or "none".
         train_shallow: Whether the shallow part is trained.
@@ -232,7 +232,7 @@ class NPSM(RegionEmbedder):
             deviation 1 over the region, through a 3x3 convolution. Not in the paper.
         final_box: "attention": of the proposals in R_T the one with the most attention over the root of its area;
             "identity": the one whose embedding is nearest the query's.
-        options: Of `RegionEmbedder`.
+        options: Options of `RegionEmbedder`.
     """
 
     def __init__(
@@ -326,9 +326,9 @@ class NPSM(RegionEmbedder):
         A region that several queries look at is pooled and convolved once.
 
         Args:
-            maps: Of N images.
+            maps: Maps of N images.
             trees: Their nested regions.
-            query: Of Q queries.
+            query: States of Q queries.
             images: (P,) image of each pair.
             queries: (P,) query of each pair.
             choose: (step, boxes of the children, numbers) -> the row of the child taken by each pair; None: the

@@ -27,7 +27,7 @@ def make_backbone(
     Args:
         backbone: Name for `create_model`, a `Backbone`, or any module that `Adapter` takes.
         weights: Checkpoint to load; not for a `Backbone`, which has its weights.
-        options: Of the named backbone, or of the `Adapter`.
+        options: Options of the named backbone, or of the `Adapter`.
     """
     if isinstance(backbone, str):
         made = create_model(backbone, weights=weights, **(options or {}))

@@ -99,8 +99,8 @@ class PatchNet(OverBackbone):
         embedding: Width of the linear layer of each patch that the pre-training's triplet loss sees, and whose frozen
             weights make PAUL's image embedding; None: without (not beside num_classes).
         hidden: Width of the patch generation network's hidden linear layer.
-        align_corners: Of the sampling; the authors' PyTorch 0.4.1 behaved as True.
-        seed: Of random patches.
+        align_corners: Convention of the sampling grid; the authors' PyTorch 0.4.1 behaved as True.
+        seed: Seed of random patches.
 
     Example:
         >>> net = create_model("paul", backbone="osnet_x0_25", dim=64).eval()
@@ -189,7 +189,7 @@ class PatchNet(OverBackbone):
             e = concat over m of  x_m . V_m^T,    rows of V_m at unit length
 
         Args:
-            features: Of unit length, [M, B, d].
+            features: Unit features, [M, B, d].
 
         Returns:
             [B, M * embedding]. No gradient for the layers: they are frozen after the pre-training.

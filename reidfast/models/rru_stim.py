@@ -55,11 +55,11 @@ class RRUSTIM(VideoModel):
         num_classes: Training identities.
         refine: Whether the RRU is there.
         time: "stim", or one of the comparisons: "average", "max", "lstm", "gru" over the mean of each frame's map.
-        dim: Of STIM's feature, and of the recurrent networks of the comparisons.
+        dim: Size of STIM's feature, and of the recurrent networks of the comparisons.
         parts: Horizontal parts; None: one per row of the map, as published.
         auxiliary: Whether the auxiliary classifier of Inception-v3 is there, as published; it sees the mean over time
             of Mixed_6e.
-        hidden: Of the classifier's hidden layer.
+        hidden: Width of the classifier's hidden layer.
         dropout: Before the classifier's last layer.
         rru: Further options of `reidfast.nn.RRU`.
         stim: Further options of `reidfast.nn.STIM`.

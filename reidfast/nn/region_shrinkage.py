@@ -87,8 +87,8 @@ class RegionTree:
 
     Args:
         proposals: (J, 4) as x1, y1, x2, y2.
-        width: Of the image.
-        height: Of the image.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
         clusters: Children of a region, at most.
         steps: Depth of the tree.
         shrinkage: A region with a single child that keeps more than this share of its area is not shrunk further.

@@ -152,8 +152,8 @@ def timm_backbone(name: str, *, pretrained: bool = False, size: Any = None, **op
         name: As in ``timm.list_models()``.
         pretrained: Let timm fetch its weights.
         size: (height, width) that the network is tried with; default: ``img_size`` among the options, else 256 x 128.
-        options: Of ``Adapter`` (grid, feature, prefix, layout), the others of ``timm.create_model``; transformers of
-            one input size take ``img_size=(256, 128)``.
+        options: Options of ``Adapter`` (grid, feature, prefix, layout) and of ``timm.create_model``; transformers
+            of one input size take ``img_size=(256, 128)``.
 
     Raises:
         ImportError: timm is not installed.

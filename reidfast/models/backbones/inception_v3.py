@@ -165,7 +165,7 @@ class InceptionAux(nn.Module):
 
     Args:
         num_classes: Identities.
-        channels: Of the map.
+        channels: Channels of the map.
     """
 
     def __init__(self, num_classes: int, channels: int = 768):
