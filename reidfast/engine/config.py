@@ -115,7 +115,7 @@ class UnfoldConfig(BackboneConfig):
     unfold: int = 0
 
 
-def own_options(config: BackboneConfig) -> dict[str, Any]:
+def model_options(config: BackboneConfig) -> dict[str, Any]:
     """The fields of a model section that are options of the method's own model, not of the backbone or the run."""
     shared = {f.name for f in fields(UnfoldConfig)} | {"channels_last", "frozen"}
     return {name: value for name, value in vars(config).items() if name not in shared}

@@ -53,7 +53,7 @@ class ReidTask(lightning.LightningModule):
         model: The model; in evaluation mode it turns images into embeddings.
         config: The run's settings.
         data: The data set, for evaluation.
-        made: Name and options that make the model again (`build_model`), for the card; None: the card says nothing.
+        recipe: Name and options that make the model again (`build_model`), for the card; None: the card says nothing.
 
     Attributes:
         find_unused_parameters: Set by tasks whose steps leave some parameters out (asked by the data-parallel wrapper).
@@ -62,9 +62,9 @@ class ReidTask(lightning.LightningModule):
     model: Any
     find_unused_parameters = False
 
-    def __init__(self, model: nn.Module, config: Any, data: Any, made: dict[str, Any] | None = None) -> None:
+    def __init__(self, model: nn.Module, config: Any, data: Any, recipe: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.model, self.config, self.data, self.made = model, config, data, made
+        self.model, self.config, self.data, self.recipe = model, config, data, recipe
         self.history: list[dict[str, float]] = []
         self._before = {"wall": 0.0, "cpu": 0.0, "starts": 0}
         self._begun = (time.perf_counter(), time.process_time())
@@ -95,7 +95,7 @@ class ReidTask(lightning.LightningModule):
         `{"model": {"name": ..., "options": {...}}}`, arguments of `create_model`, without weights: `extract`,
         `evaluate` and `export` then take the run as it is. `whole_card` adds `size`, `filter` and `data`.
         """
-        return {} if self.made is None else {"model": self.made}
+        return {} if self.recipe is None else {"model": self.recipe}
 
     def whole_card(self) -> dict[str, Any]:
         """What stands in card.json and in the checkpoints."""

@@ -70,19 +70,19 @@ class BaselineTask(ReidTask):
         model: The baseline.
         config: Losses, optimiser, evaluation.
         data: The data set, for evaluation.
-        made: Name and options of the model, `num_classes` among them.
+        recipe: Name and options of the model, `num_classes` among them.
     """
 
     model: Baseline
 
-    def __init__(self, model: Baseline, config: Config, data: ReidData, made: dict[str, Any]) -> None:
-        super().__init__(model, config, data, made)
+    def __init__(self, model: Baseline, config: Config, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         self.cross_entropy = CrossEntropyLoss(config.loss.label_smoothing)
         self.triplet = TripletLoss(config.loss.margin) if config.loss.triplet else None
         self.centre: CentreLoss | None = None
         if config.loss.centre:
             generator = torch.Generator().manual_seed(config.seed)
-            self.centre = CentreLoss(made["options"]["num_classes"], model.feature_size, generator=generator)
+            self.centre = CentreLoss(recipe["options"]["num_classes"], model.feature_size, generator=generator)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -114,8 +114,8 @@ def build(config: Config, data: ReidData) -> tuple[BaselineTask, ReidDataModule]
     """The task and the data of a run."""
     module = ReidDataModule(data, config.data, config.seed)
     m = config.model
-    model, made = build_model(m.head, m, num_classes=len(module.classes), **m.head_options)
-    return BaselineTask(model, config, data, made), module
+    model, recipe = build_model(m.head, m, num_classes=len(module.classes), **m.head_options)
+    return BaselineTask(model, config, data, recipe), module
 
 
 METHODS = tuple(Method(name, Config, build) for name in ("ide", "pcb", "strong_baseline"))

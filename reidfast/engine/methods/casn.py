@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from reidfast.data import ReidData, ShuffleSampler, SiameseSampler
-from reidfast.engine.config import DataConfig, OptimConfig, RunConfig, UnfoldConfig, own_options
+from reidfast.engine.config import DataConfig, OptimConfig, RunConfig, UnfoldConfig, model_options
 from reidfast.engine.data import ReidDataModule
 from reidfast.engine.method import Method
 from reidfast.engine.task import ReidTask, build_model
@@ -158,15 +158,15 @@ class CASNTask(ReidTask):
         config: Losses, optimiser, evaluation.
         data: The data set, for evaluation.
         module: Data module that knows the pairs of a step.
-        made: Name and options of the model.
+        recipe: Name and options of the model.
     """
 
     model: CASN
 
     def __init__(
-        self, model: CASN, config: Config, data: ReidData, module: PairDataModule, made: dict[str, Any]
+        self, model: CASN, config: Config, data: ReidData, module: PairDataModule, recipe: dict[str, Any]
     ) -> None:
-        super().__init__(model, config, data, made)
+        super().__init__(model, config, data, recipe)
         self.pairs = module.pairs
         options = asdict(config.loss)
         self.start = options.pop("start")
@@ -202,9 +202,9 @@ def build(config: Config, data: ReidData) -> tuple[CASNTask, PairDataModule]:
     if config.loss.siamese and config.data.sampler != "pairs":
         raise ValueError('train casn: expected data.sampler "pairs" where loss.siamese is not 0, got "shuffle"')
     module = PairDataModule(data, config.data, config.seed)
-    options = own_options(config.model)
-    model, made = build_model("casn", config.model, num_classes=len(module.classes), **options)
-    return CASNTask(model, config, data, module, made), module
+    options = model_options(config.model)
+    model, recipe = build_model("casn", config.model, num_classes=len(module.classes), **options)
+    return CASNTask(model, config, data, module, recipe), module
 
 
 METHODS = tuple(Method(name, Config, build) for name in ("casn", "casn-ide"))

@@ -138,7 +138,7 @@ class ClipTask(ReidTask):
         model: The model.
         config: The run's settings; `config.data` is a `ClipConfig`.
         data: The data set.
-        made: Name and options of the model.
+        recipe: Name and options of the model.
     """
 
     model: VideoModel

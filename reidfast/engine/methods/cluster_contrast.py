@@ -126,13 +126,13 @@ class ClusterContrastTask(ReidTask):
         model: The network.
         config: Losses, optimiser, evaluation.
         data: The data set.
-        made: Name and options of the model.
+        recipe: Name and options of the model.
     """
 
     model: ClusterContrast
 
-    def __init__(self, model: ClusterContrast, config: Config, data: ReidData, made: dict[str, Any]) -> None:
-        super().__init__(model, config, data, made)
+    def __init__(self, model: ClusterContrast, config: Config, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         self.clusters = 0
         self.labels: NDArray[np.int64] | None = None
         self._centres = torch.empty(0)
@@ -176,8 +176,8 @@ class ClusterContrastTask(ReidTask):
 
 def build(config: Config, data: ReidData) -> tuple[ClusterContrastTask, ClusterDataModule]:
     """The task and the data of a run."""
-    model, made = build_model("cluster_contrast", config.model, neck=config.model.neck)
-    task = ClusterContrastTask(model, config, data, made)
+    model, recipe = build_model("cluster_contrast", config.model, neck=config.model.neck)
+    task = ClusterContrastTask(model, config, data, recipe)
     module = ClusterDataModule(data, config.data, config.seed)
     module.relabel = task.relabel
     return task, module

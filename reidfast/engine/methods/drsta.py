@@ -90,15 +90,15 @@ class DRSTATask(ClipTask):
         model: The model.
         config: The run's settings.
         data: The data set.
-        made: Name and options of the model.
+        recipe: Name and options of the model.
         num_classes: Training identities: rows of OIM's table, which is a buffer and so part of every checkpoint.
     """
 
     model: DRSTA
     find_unused_parameters = True
 
-    def __init__(self, model: DRSTA, config: Config, data: ReidData, made: dict[str, Any], num_classes: int) -> None:
-        super().__init__(model, config, data, made)
+    def __init__(self, model: DRSTA, config: Config, data: ReidData, recipe: dict[str, Any], num_classes: int) -> None:
+        super().__init__(model, config, data, recipe)
         model.stage = config.stages[0].stage  # frozen later: a data-parallel wrapper wants to see every parameter
         c = config.loss
         self.oim = OIMLoss(num_classes, model.feature_size, scale=c.scale, momentum=c.momentum)
@@ -191,8 +191,8 @@ def build(config: Config, data: ReidData) -> tuple[DRSTATask, ClipDataModule]:
         raise ValueError("train drsta: expected at least one stage, got none")
     config.optim.epochs = sum(stage.epochs for stage in config.stages)
     module = ClipDataModule(data, config.data, config.seed)
-    model, made = build_model("drsta", config.model, **config.model.head)
-    return DRSTATask(model, config, data, made, len(module.classes)), module
+    model, recipe = build_model("drsta", config.model, **config.model.head)
+    return DRSTATask(model, config, data, recipe, len(module.classes)), module
 
 
 METHODS = (Method("drsta", Config, build),)

@@ -108,13 +108,13 @@ class QANTask(ClipTask):
         model: The model.
         config: The run's settings.
         data: The data set.
-        made: Name and options of the model.
+        recipe: Name and options of the model.
     """
 
     model: QAN
 
-    def __init__(self, model: QAN, config: Config, data: ReidData, made: dict[str, Any]) -> None:
-        super().__init__(model, config, data, made)
+    def __init__(self, model: QAN, config: Config, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         self.cross_entropy = CrossEntropyLoss(config.loss.label_smoothing)
         self.triplet = SetTripletLoss(config.loss.margin, contrastive=config.loss.contrastive)
 
@@ -140,8 +140,8 @@ def build(config: Config, data: ReidData) -> tuple[QANTask, TripletSetModule]:
     module = TripletSetModule(data, config.data, config.seed)
     size = [config.data.height, config.data.width]
     options = {"num_classes": len(module.classes), "size": size, **config.model.head}
-    model, made = build_model("qan", config.model, **options)
-    return QANTask(model, config, data, made), module
+    model, recipe = build_model("qan", config.model, **options)
+    return QANTask(model, config, data, recipe), module
 
 
 METHODS = (Method("qan", Config, build),)

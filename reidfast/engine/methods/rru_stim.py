@@ -52,13 +52,13 @@ class RRUSTIMTask(ClipTask):
         model: The model.
         config: The run's settings.
         data: The data set.
-        made: Name and options of the model.
+        recipe: Name and options of the model.
     """
 
     model: RRUSTIM
 
-    def __init__(self, model: RRUSTIM, config: Config, data: ReidData, made: dict[str, Any]) -> None:
-        super().__init__(model, config, data, made)
+    def __init__(self, model: RRUSTIM, config: Config, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         c = config.loss
         self.loss = RRUSTIMLoss(c.margin, parts_weight=c.parts, auxiliary_weight=c.auxiliary)
 
@@ -76,10 +76,10 @@ def build(config: Config, data: ReidData) -> tuple[RRUSTIMTask, ClipDataModule]:
     """The task and the data of a run."""
     module = ClipDataModule(data, config.data, config.seed)
     size = [config.data.height, config.data.width]
-    model, made = build_model(
+    model, recipe = build_model(
         "rru_stim", config.model, **{**config.model.head, "num_classes": len(module.classes), "size": size}
     )
-    return RRUSTIMTask(model, config, data, made), module
+    return RRUSTIMTask(model, config, data, recipe), module
 
 
 METHODS = (Method("rru_stim", Config, build),)

@@ -31,7 +31,7 @@ class PersonSearchTask(ReidTask):
         config: Losses, optimiser, evaluation.
         data: The set.
         module: The pairs.
-        made: Name and options of the model.
+        recipe: Name and options of the model.
     """
 
     model: RegionEmbedder
@@ -40,9 +40,9 @@ class PersonSearchTask(ReidTask):
     labels: Tensor
 
     def __init__(
-        self, model: RegionEmbedder, config: Config, data: SearchData, module: PairModule, made: dict[str, Any]
+        self, model: RegionEmbedder, config: Config, data: SearchData, module: PairModule, recipe: dict[str, Any]
     ) -> None:
-        super().__init__(model, config, data, made)
+        super().__init__(model, config, data, recipe)
         if config.data.keep != "none" and model.train_shallow:
             raise ValueError(
                 "train: expected keep none where the shallow part is trained (its maps change); "
@@ -204,6 +204,6 @@ def build(config: Config, data: SearchData) -> tuple[PersonSearchTask, PairModul
     m, options = config.model, dict(config.model.head_options)
     if config.loss.identity == "softmax":
         options["num_classes"] = len(np.unique(data.train.pids[data.train.pids >= 0]))
-    model, made = build_model(m.head, m, **options)
+    model, recipe = build_model(m.head, m, **options)
     module = PairModule(data, config.data, config.seed, model)
-    return PersonSearchTask(model, config, data, module, made), module
+    return PersonSearchTask(model, config, data, module, recipe), module

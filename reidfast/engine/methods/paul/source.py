@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from reidfast.data import ReidData
-from reidfast.engine.config import own_options
+from reidfast.engine.config import model_options
 from reidfast.engine.methods.paul.config import SourceConfig
 from reidfast.engine.methods.paul.data import PairsDataModule
 from reidfast.engine.task import ReidTask, build_model, optimizer_and_schedule, trainable
@@ -25,13 +25,13 @@ class PaulSourceTask(ReidTask):
         model: The network, with classifiers.
         config: Losses, optimiser, evaluation.
         data: The data set, for evaluation.
-        made: Name and options of the network.
+        recipe: Name and options of the network.
     """
 
     model: PatchNet
 
-    def __init__(self, model: PatchNet, config: SourceConfig, data: ReidData, made: dict[str, Any]) -> None:
-        super().__init__(model, config, data, made)
+    def __init__(self, model: PatchNet, config: SourceConfig, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         self.cross_entropy = CrossEntropyLoss(0.0)
         self.triplet = NearestPositiveTripletLoss(config.loss.margin) if config.loss.triplet else None
         if not config.optim.backbone_factor:
@@ -72,6 +72,6 @@ class PaulSourceTask(ReidTask):
 
 def build(config: SourceConfig, data: ReidData) -> tuple[PaulSourceTask, PairsDataModule]:
     """The task and the data of a run."""
-    module, options = PairsDataModule(data, config.data, config.seed), own_options(config.model)
-    model, made = build_model("paul", config.model, **options, seed=config.seed, num_classes=len(module.classes))
-    return PaulSourceTask(model, config, data, made), module
+    module, options = PairsDataModule(data, config.data, config.seed), model_options(config.model)
+    model, recipe = build_model("paul", config.model, **options, seed=config.seed, num_classes=len(module.classes))
+    return PaulSourceTask(model, config, data, recipe), module

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from reidfast.data import ReidData
-from reidfast.engine.config import own_options
+from reidfast.engine.config import model_options
 from reidfast.engine.methods.paul.config import Config
 from reidfast.engine.methods.paul.data import ViewsDataModule
 from reidfast.engine.task import ReidTask, build_model
@@ -33,13 +33,13 @@ class PaulTask(ReidTask):
         model: The network, without classifiers.
         config: Losses, optimiser, evaluation.
         data: The data set.
-        made: Name and options of the network.
+        recipe: Name and options of the network.
     """
 
     model: PatchNet
 
-    def __init__(self, model: PatchNet, config: Config, data: ReidData, made: dict[str, Any]) -> None:
-        super().__init__(model, config, data, made)
+    def __init__(self, model: PatchNet, config: Config, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         loss, rows = config.loss, len(data.train)
         if loss.ipfl and loss.ipfl_embedding == "official" and model.embed_weight is None:
             raise ValueError(
@@ -133,16 +133,16 @@ def build(config: Config, data: ReidData) -> tuple[PaulTask, ViewsDataModule]:
     if source is None:
         if m.weights is None:
             warnings.warn("paul: adapting a network of random weights; give source_checkpoint", stacklevel=2)
-        model, made = build_model("paul", m, **own_options(m), seed=config.seed)
+        model, recipe = build_model("paul", m, **model_options(m), seed=config.seed)
     else:
-        model, made = _pretrained(config, Path(source))
-    return PaulTask(model, config, data, made), ViewsDataModule(data, config.data, config.seed)
+        model, recipe = _pretrained(config, Path(source))
+    return PaulTask(model, config, data, recipe), ViewsDataModule(data, config.data, config.seed)
 
 
 def _pretrained(config: Config, source: Path) -> tuple[Any, dict[str, Any]]:
     """The network of a pre-training, without its classifiers, and its entry in the card."""
     m, drop = config.model, ["class_"]
-    options = {"backbone": m.backbone, "backbone_options": m.options, **own_options(m), "seed": config.seed}
+    options = {"backbone": m.backbone, "backbone_options": m.options, **model_options(m), "seed": config.seed}
     if is_trained(source):  # its card says what the network is; where it looks may be another choice
         learned = read_card(source)["model"]["options"]
         if learned["patches"] != m.patches:
