@@ -143,8 +143,8 @@ class CMakeBuild(build_ext):
         except BuildError as error:
             sys.exit(
                 f"reidfast: the native part could not be built: {error}\n"
-                "It needs a C++20 compiler (g++ 11 or clang 14 and newer) and cmake. REIDFAST_NATIVE=0 installs reidfast "
-                "without it: every op then works through plain PyTorch, more slowly."
+                "It needs a C++20 compiler (g++ 11 or clang 14 and newer) and cmake. REIDFAST_NATIVE=0 installs "
+                "reidfast without it: every op then works through plain PyTorch, more slowly."
             )
 
     def build_into(self, target: Path) -> None:

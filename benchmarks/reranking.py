@@ -117,7 +117,7 @@ def jaccard(ceiling: dict[str, float]) -> Part:
 
 def real(ceiling: dict[str, float]) -> Part:
     """Scores of real features, and the dense float64 reference beside them."""
-    folder = Path(os.environ.get("REIDFAST_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+    folder = Path(os.environ.get("REIDFAST_DATA", "."))
     file = folder / "features" / "osnet_x0_25_msmt17__market751_holdout.npz"
     if not file.exists():
         print(f"real: left out, no {file}; set REIDFAST_DATA")

@@ -18,7 +18,7 @@ from reidfast.evaluation import rank
 from reidfast.losses import SetTripletLoss
 from reidfast.models import create_model
 
-# METHODS 9.3: 12,180 test tracklets (870 junk, 3,248 distractors, 634 persons), 1,980 of them queries, 681,089 frames.
+# MARS: 12,180 test tracklets (870 junk, 3,248 distractors, 634 persons), 1,980 of them queries, 681,089 frames.
 MARS = {"gallery": 12180, "queries": 1980, "ids": 634, "junk": 870, "distractors": 3248, "cameras": 6}
 RANK_SHAPES = {
     "mars": {**MARS, "dim": 2048},

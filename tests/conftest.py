@@ -18,6 +18,10 @@ if not torch.cuda.is_available():
 ROOT = Path(__file__).resolve().parents[1]
 # What several folders of tests share.
 sys.path[:0] = [str(ROOT / "tests" / "_support"), str(ROOT / "tests" / "ops")]
+# Real data beside the checkout, for tests and what they start; REIDFAST_DATA names another folder.
+BESIDE = ROOT.parent / "shared" / "data"
+if BESIDE.is_dir():
+    os.environ.setdefault("REIDFAST_DATA", str(BESIDE))
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +32,10 @@ def seed():
 @pytest.fixture(scope="session")
 def reidfast_data() -> Path:
     """Folder with the real data; tests that need it skip, saying so, where it is absent."""
-    folder = Path(os.environ.get("REIDFAST_DATA", ROOT.parent / "shared" / "data"))
-    if not folder.is_dir():
-        pytest.skip(f"no real data at {folder} (set REIDFAST_DATA)")
-    return folder
+    folder = os.environ.get("REIDFAST_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("no real data (set REIDFAST_DATA)")
+    return Path(folder)
 
 
 def device_is_usable() -> bool:

@@ -52,13 +52,12 @@ from reidfast.data import (
     ShuffleSampler,
     World,
     decode,
-    load,
+    load_dataset,
     split_identities,
 )
 from reidfast.data.images import normalize, resize, to_float
 from reidfast.engine import paired_bootstrap
-from reidfast.engine.config import parse
-from reidfast.engine.methods import module_of
+from reidfast.engine.methods import find_method
 from reidfast.engine.training import train
 from reidfast.evaluation import Ranking, rank
 from reidfast.losses import ConsistencyLoss
@@ -171,7 +170,7 @@ def holdout(data: ReidData, ids: int, test_ids: int, seed: int) -> dict[str, Rec
 
 def source(options: argparse.Namespace) -> ReidData:
     """The data set that was asked for."""
-    return load(options.data, None, **({"images": options.images} if options.images else {}))
+    return load_dataset(options.data, None, **({"images": options.images} if options.images else {}))
 
 
 def prepared(options: argparse.Namespace) -> ReidData:
@@ -183,7 +182,7 @@ def prepared(options: argparse.Namespace) -> ReidData:
                         preset["test_ids"] if options.test_ids is None else options.test_ids, 0)  # fmt: skip
         write_split(options.out / "train.json", f"{data.name}, training part", {"train": tables["train"]})
         write_split(whole, f"{data.name}, part", tables)
-    return load(str(whole), None, images=images_of(options))
+    return load_dataset(str(whole), None, images=images_of(options))
 
 
 def images_of(options: argparse.Namespace) -> str:
@@ -208,7 +207,7 @@ def settings_of(arm: str, seed: int, options: argparse.Namespace) -> Any:
         "--deterministic=false",
         "--resume=true",
     ]
-    config = parse(method, [*common, *options.set, *own])
+    config = find_method(method).parse([*common, *options.set, *own])
     return same_steps(config, data.train) if config.data.sampler == "shuffle" else config
 
 
@@ -484,8 +483,9 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
     if path.exists():
         return
     config = settings_of(arm, seed, options)
-    metrics = train(config)
-    task, _ = module_of(ARMS[arm][0]).build(config, load(config.data.name, None, **config.data.options))
+    method = find_method(ARMS[arm][0])
+    metrics = train(method, config)
+    task, _ = method.build(config, load_dataset(config.data.name, None, **config.data.options))
     load_weights(task.model, Path(config.out) / "weights.safetensors")
     content = {
         "arm": arm,
@@ -519,7 +519,7 @@ def start(options: argparse.Namespace) -> None:
     if path.exists():
         return
     config = settings_of("sampler", 0, options)
-    task, module = module_of("casn").build(config, load(config.data.name, None, **config.data.options))
+    task, module = find_method("casn").build(config, load_dataset(config.data.name, None, **config.data.options))
     task.prepare(module)
     ranking, _, _ = scores(task.model.eval(), prepared(options), config, "cpu")
     with write_whole(path) as stream:
@@ -688,12 +688,12 @@ def measure(options: argparse.Namespace) -> None:
     for run in options.runs:
         stored = json.loads((run / "metrics.json").read_text())["config"]
         name = json.loads((run / "card.json").read_text())["model"]["options"]["base"]
-        config = module_of("casn").Config()
+        config = find_method("casn").config()
         known = stored["data"]
         config.data.height, config.data.width = known["height"], known["width"]
         config.protocol, config.loss.siamese = stored["protocol"], stored["loss"]["siamese"]
         model, _ = trained(run)
-        data = load(known["name"], known["root"], **known["options"])
+        data = load_dataset(known["name"], known["root"], **known["options"])
         result = {"run": run.name, "base": name, "config": stored, **measures(model, data, config, options)}
         found.append(brief(result))
         print(f"{run.name:<16} {line(result)}", flush=True)

@@ -32,7 +32,7 @@ from reidfast.data import SearchData, load_search
 from reidfast.data.images import EvalTransform
 from reidfast.data.proposals import create_proposals, recall
 from reidfast.engine.compare import paired_bootstrap
-from reidfast.engine.config import parse
+from reidfast.engine.methods import find_method
 from reidfast.engine.person_search import PersonSearcher, SceneMaps, Shrinkage, Sizing, nearest_boxes
 from reidfast.engine.training import train
 from reidfast.evaluation import Detections, PersonSearch, box_iou, person_search
@@ -96,7 +96,7 @@ def trained(method: str, arguments: list[str], out: Path) -> Path:
     weights = out / "weights.safetensors"
     if not weights.exists():
         begin, cpu = time.perf_counter(), time.process_time()
-        metrics = train(parse(method, arguments))
+        metrics = train(find_method(method), find_method(method).parse(arguments))
         seconds = {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - cpu}
         keep(out / "run.json", {**seconds, "before": metrics["before"], "history": metrics["history"]})
     return weights

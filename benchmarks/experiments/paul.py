@@ -31,10 +31,9 @@ import torch
 from benchmarks.experiments.cached import Choices, adapt, make_cache, settle
 from benchmarks.experiments.watch import Watch
 from reidfast._files import write_whole
-from reidfast.data import load as load_data
+from reidfast.data import load_dataset as load_data
 from reidfast.engine import paired_bootstrap
-from reidfast.engine.config import parse
-from reidfast.engine.methods import module_of
+from reidfast.engine.methods import find_method
 from reidfast.engine.methods.paul import ViewsDataModule
 from reidfast.engine.training import train
 from reidfast.evaluation import Ranking, rank, rank_reranked, subtract_camera_mean
@@ -111,7 +110,7 @@ def settings_of(arm: str, seed: int, options: argparse.Namespace) -> Any:
             )
         own = [*LEARNED, f"--source_checkpoint={options.source}", *own]
     mine = options.set if method.startswith("paul") else options.set_cluster
-    return parse(method, [*common, *(CLUSTER if method == "cluster_contrast" else []), *mine, *own])
+    return find_method(method).parse([*common, *(CLUSTER if method == "cluster_contrast" else []), *mine, *own])
 
 
 def result(ranking: Ranking, pids: Any) -> dict[str, Any]:
@@ -147,7 +146,7 @@ def where_patches_are(source: str, name: str, height: int, width: int, count: in
     where they were at its beginning."""
     net = create_model("paul", **read_card(source)["model"]["options"]).eval()
     sizes = [f"--data.name={name}", f"--data.height={height}", f"--data.width={width}"]
-    config = parse("paul-osnet", sizes)
+    config = find_method("paul-osnet").parse(sizes)
     images = ViewsDataModule(load_data(name), config.data).plain_images(count)
     start = net.transforms(images[:1])[0]
     load_weights(net, Path(source) / "weights.safetensors")
@@ -172,7 +171,7 @@ def run_controls(options: argparse.Namespace) -> None:
     if not missing:
         return
     config = settings_of("both", 0, options)
-    method = module_of("paul-osnet")
+    method = find_method("paul-osnet")
     data = method.load(config)
     task, module = method.build(config, data)
     ids = (data.query.pids, data.gallery.pids, data.query.camids, data.gallery.camids)
@@ -214,7 +213,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
     config = settings_of(arm, seed, options)
     choices = choices_of(arm)
     begin, cpu = time.perf_counter(), time.process_time()
-    method = module_of(ARMS[arm.split()[0]][0])
+    method = find_method(ARMS[arm.split()[0]][0])
     data = method.load(config)
     if options.cached:
         torch.manual_seed(seed)
@@ -226,7 +225,7 @@ def run_arm(arm: str, seed: int, options: argparse.Namespace) -> None:
             curve.append({"epoch": epoch, "rank1": float(ranking.cmc[0]), "mAP": ranking.mean_ap, **seen})
         settings = asdict(config)
     else:
-        metrics = train(config)
+        metrics = train(method, config)
         task, _ = method.build(config, data)
         load_weights(task.model, Path(config.out) / "weights.safetensors")
         ranking = task.evaluate()
@@ -259,7 +258,7 @@ def cache_of(options: argparse.Namespace) -> dict[str, Any]:
     """The maps that `--cached` trains on; made by the first run."""
     if "cache" not in options:
         config = settings_of("both", 0, options)
-        method = module_of("paul-osnet")
+        method = find_method("paul-osnet")
         options.cache = make_cache(*method.build(config, method.load(config)), options.out / "maps.pt")
     return options.cache
 

@@ -31,7 +31,7 @@ from torch.nn import functional
 from benchmarks.experiments.corruption import KINDS, spoil
 from reidfast import ops
 from reidfast._files import write_whole
-from reidfast.data import Tracklets, concatenate, decode, load
+from reidfast.data import Tracklets, concatenate, decode, load_dataset
 from reidfast.data.images import normalize, resize, to_float
 from reidfast.data.registry import cache_folder
 from reidfast.engine.progress import progress
@@ -451,7 +451,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args(arguments)
     torch.set_num_threads(args.threads)
-    data = load("cuhk03_sets")
+    data = load_dataset("cuhk03_sets")
     test = concatenate([data.query, data.gallery], offset=False)
     persons = np.unique(data.train.pids)[: args.persons]
     train_sets = Tracklets.of(data.train)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from reidfast._files import write_whole
-from reidfast.data import EvalTransform, Records, Tracklets, decode, load
+from reidfast.data import EvalTransform, Records, Tracklets, decode, load_dataset
 from reidfast.data.clips import set_frames
 from reidfast.data.registry import cache_folder
 from reidfast.engine.progress import progress
@@ -134,7 +134,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=200)
     args = parser.parse_args(arguments)
-    data = load("synthetic_tracklets", **WALKS)
+    data = load_dataset("synthetic_tracklets", **WALKS)
     train_sets, test_sets = Tracklets.of(data.train), Tracklets.of(data.gallery)
     found, model, hurt = [], None, None
     for seed in range(args.seeds):

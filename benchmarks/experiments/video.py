@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from benchmarks.experiments.corruption import occlude
 from reidfast._files import write_whole
-from reidfast.data import IdentitySampler, load
+from reidfast.data import IdentitySampler, load_dataset
 from reidfast.data.clips import chunk_frames, clip_frames
 from reidfast.data.images import EvalTransform, decode, normalize
 from reidfast.data.synthetic.figure import PARTS
@@ -178,7 +178,7 @@ def make_maps(weights: str, cache: Path) -> None:
     model = create_model("osnet_x0_25", weights=weights).eval()
     cache.mkdir(parents=True, exist_ok=True)
     for name, world, split, known in PIECES:
-        data = load("synthetic_tracklets", None, **world)
+        data = load_dataset("synthetic_tracklets", None, **world)
         spec, table = data.info["synthetic_tracklets"], getattr(data, split)
         base = cache / f"base-{name}.npz"
         if not base.exists():
@@ -703,7 +703,7 @@ def picture(cache: Path, target: Path, seed: int = 0) -> None:
     frames = chunk_frames(test.length, FRAMES)
     seen = test.of("visible")[:, frames]
     row = int(np.argmax(seen.max(1) - seen.min(1)))
-    table = load("synthetic_tracklets", None, **WORLD).gallery
+    table = load_dataset("synthetic_tracklets", None, **WORLD).gallery
     rows, other, drawn = strangers(table, np.random.default_rng([3, False]))[row]
     images = [decode(table.absolute(HALF * row + int(i))) for i in frames]
     for k, i in enumerate(frames):

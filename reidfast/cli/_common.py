@@ -8,7 +8,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,13 +132,13 @@ def load_data(args: argparse.Namespace, *, search: bool = False) -> Any:
 
     options = key_values(args.data_option, "--data-option")
     try:
-        if args.data in data.search_names():
+        if args.data in data.list_search_datasets():
             if not search:
                 raise ValueError(
                     f"{args.data} is a set of whole images for person search, which this command is not for"
                 )
             return data.load_search(args.data, args.root, **options)
-        return data.load(args.data, args.root, **options)
+        return data.load_dataset(args.data, args.root, **options)
     except TypeError as error:
         if "keyword argument" not in str(error):
             raise
@@ -183,36 +183,41 @@ def looks_like_a_path(name: str) -> bool:
     return Path(name).suffix in (".ckpt", ".safetensors", ".pt", ".pth", ".npz") or "/" in name.removeprefix("timm:")
 
 
-def run_extract(args: argparse.Namespace, data: Any, out: Path | None, *, overwrite: bool = False) -> Any:
-    """Features of the query and gallery (and, for `--splits`, other) images of `data`."""
+EXTRACT_OPTIONS = ("size", "filter", "batch", "device", "dtype", "flip", "workers")
+
+
+def run_extract(
+    args: argparse.Namespace, data: Any, out: Path | None, *, group: Any = None, overwrite: bool = False
+) -> Any:
+    """Features of the query and gallery (and, for `--splits`, other) images; `group`: processes that share the work."""
     from reidfast.engine import extract
 
-    model = build_model(args)
+    from ._launched import extract_together
+
     names = getattr(args, "splits", None) or [n for n in ("query", "gallery") if len(data.splits[n])]
     if not names and len(data.train):
         names = ["train"]
     tables = {name: data.splits[name] for name in names}
-    meta = {
+    common: dict[str, Any] = {"meta": origin(args, data, tables), "show_progress": not getattr(args, "quiet", False)}
+
+    def prepare() -> tuple[Any, dict[str, Any]]:
+        model = build_model(args)
+        return model, {name: getattr(args, name) for name in EXTRACT_OPTIONS}
+
+    if group is not None:
+        return extract_together(prepare, tables, out, group, batch=args.batch, dtype=args.dtype, **common)
+    model, options = prepare()
+    return extract(model, tables, out, overwrite=overwrite, **options, **common)
+
+
+def origin(args: argparse.Namespace, data: Any, tables: Mapping[str, Any]) -> dict[str, Any]:
+    """What a feature file says of its origin: data set, model, weights, and where the images are."""
+    return {
         "data": data.name,
         "model": args.model,
         "weights": Path(args.weights).name if args.weights else None,
         "roots": {name: str(table.root.absolute()) for name, table in tables.items()},
     }
-    return extract(
-        model,
-        tables,
-        out,
-        size=args.size,
-        filter=args.filter,
-        batch=args.batch,
-        device=args.device,
-        dtype=args.dtype,
-        flip=args.flip,
-        workers=args.workers,
-        meta=meta,
-        overwrite=overwrite,
-        show_progress=not getattr(args, "quiet", False),
-    )
 
 
 def check_choice(flag: str, value: str | None, choices: Iterable[str]) -> None:

@@ -4,9 +4,7 @@
 
 from __future__ import annotations
 
-import argparse
-import os
-import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +20,6 @@ def launched_group(device: str = "cpu") -> Any:
     return dist.group.WORLD if join_processes("cpu" if device == "cpu" else "auto") else None
 
 
-def leave(group: Any) -> None:
-    """End this process, whole: gloo's threads may abort an interpreter that is shutting down."""
-    import torch.distributed as dist
-
-    sys.stdout.flush()
-    sys.stderr.flush()
-    dist.barrier(group)
-    dist.destroy_process_group()
-    os._exit(0)
-
-
 def part_of(n: int, group: Any, step: int = 1) -> slice:
     """This process's share of n rows, in whole steps."""
     import torch.distributed as dist
@@ -43,46 +30,53 @@ def part_of(n: int, group: Any, step: int = 1) -> slice:
     return slice(begin, end)
 
 
-def extract_together(args: argparse.Namespace, data: Any, out: Path | None, group: Any) -> Any:
-    """Features of query and gallery images: every process runs the model over its batches and gets all rows.
+def extract_together(
+    prepare: Callable[[], tuple[Any, dict[str, Any]]],
+    tables: Mapping[str, Any],
+    out: Path | None,
+    group: Any,
+    *,
+    batch: int,
+    dtype: str,
+    meta: Mapping[str, Any],
+    show_progress: bool,
+) -> Any:
+    """Features of tables of images: every process runs the model over its batches and gets all rows.
 
-    The batches are those of one process, so the features are too. `out` is written by process 0, at the end.
+    The batches are those of one process, so the features are too. If any process fails, all raise.
+
+    Args:
+        prepare: Makes the model and the options of `extract` (`batch` and `dtype` among them).
+        tables: Tables of images by split name.
+        out: File that process 0 writes at the end; None: none.
+        group: The processes.
+        batch: Images that go through the network at a time.
+        dtype: Type of the features.
+        meta: Kept in the file.
+        show_progress: Whether process 0 shows its progress.
     """
     import torch
 
     from reidfast._shards import raise_everywhere, shards_of
     from reidfast.engine import FeatureFile, FeatureTable, extract, write_features
 
-    from ._common import build_model
-
     shards = shards_of("evaluate", group)
-    tables = {name: data.splits[name] for name in ("query", "gallery")}
-    file = None
+    file: FeatureFile | None = None
+    options: dict[str, Any] = {}
     with raise_everywhere(shards):
-        model = build_model(args)
-        parts = {name: table.select(part_of(len(table), group, args.batch)) for name, table in tables.items()}
+        model, options = prepare()
+        parts = {name: table.select(part_of(len(table), group, batch)) for name, table in tables.items()}
         if any(len(table) for table in parts.values()):
-            file = extract(
-                model, parts, None, size=args.size, filter=args.filter, batch=args.batch, device=args.device,
-                dtype=args.dtype, flip=args.flip, workers=args.workers,
-                show_progress=shards.index == 0 and not getattr(args, "quiet", False),
-            )  # fmt: skip
+            file = extract(model, parts, None, **options, show_progress=shards.index == 0 and show_progress)
     widths = torch.tensor([0 if file is None else file.query.features.shape[1]])
     width = int(shards.concatenate(widths).max())
-    whole = {}
+    gathered = {}
     for name, table in tables.items():
-        rows = np.empty((0, width), args.dtype) if file is None else file[name].features
-        together = shards.concatenate(torch.from_numpy(rows)).numpy()
-        whole[name] = FeatureTable(together, table.pids, table.camids, table.paths)
-    settings = {"size": list(args.size), "filter": args.filter, "batch": args.batch, "dtype": args.dtype}
-    meta = {
-        "data": data.name,
-        "model": args.model,
-        "weights": Path(args.weights).name if args.weights else None,
-        "roots": {name: str(table.root.absolute()) for name, table in tables.items()},
-        "settings": {**settings, "flip": args.flip},
-    }
-    result = FeatureFile(whole, meta)
+        part = np.empty((0, width), dtype) if file is None else file[name].features
+        features = shards.concatenate(torch.from_numpy(part)).numpy()
+        gathered[name] = FeatureTable(features, table.pids, table.camids, table.paths)
+    settings = {name: options[name] for name in ("filter", "batch", "dtype", "flip")}
+    result = FeatureFile(gathered, {**meta, "settings": {"size": list(options["size"]), **settings}})
     if out is not None and shards.index == 0:
         write_features(out, result)
     return result

@@ -47,7 +47,7 @@ def list_names(args: argparse.Namespace) -> None:
     """`reidfast data list`."""
     from reidfast import data
 
-    names = sorted(data.names() + data.search_names())
+    names = sorted(data.list_datasets() + data.list_search_datasets())
     print_json(names) if args.json else print("\n".join(names))
 
 

@@ -149,16 +149,17 @@ def learn(args: argparse.Namespace, out: Path, people: Path) -> dict[str, Any] |
     if before not in (None, wanted):
         shutil.rmtree(folder, ignore_errors=True)
     try:
-        from reidfast.engine.config import parse
+        from reidfast.engine.methods import find_method
         from reidfast.engine.training import train
 
-        settings = parse("strong_baseline", demo_settings(args, people, folder))
+        method = find_method("strong_baseline")
+        settings = method.parse(demo_settings(args, people, folder))
         with write_whole(marker) as stream:
             stream.write(json.dumps(wanted).encode())
         print(f"training on {args.train_ids} people, {args.epochs} epochs", file=sys.stderr)
         started = time.perf_counter()
         with redirect_stdout(sys.stderr):  # Lightning's progress is no result
-            metrics = train(settings)
+            metrics = train(method, settings)
     except ImportError as error:
         print(f"note: no training: {error}", file=sys.stderr)
         return None

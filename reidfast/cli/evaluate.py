@@ -29,7 +29,7 @@ from ._common import (
     run_extract,
     set_threads,
 )
-from ._launched import extract_together, launched_group, leave, part_of
+from ._launched import launched_group, part_of
 
 RANKS = (1, 5, 10, 20)
 
@@ -122,7 +122,9 @@ def run(args: argparse.Namespace) -> None:
         else:
             print_result(result, name)
     if group is not None:
-        leave(group)
+        from reidfast.engine.training import leave_processes
+
+        leave_processes()
 
 
 def features_of(args: argparse.Namespace, group: Any = None) -> Any:
@@ -140,7 +142,7 @@ def features_of(args: argparse.Namespace, group: Any = None) -> Any:
     for name in ("query", "gallery"):
         if not len(data.splits[name]):
             raise ValueError(f"--data: {data.name} has no {name} images to evaluate on")
-    return run_extract(args, data, out) if group is None else extract_together(args, data, out, group)
+    return run_extract(args, data, out, group=group)
 
 
 def score(

@@ -16,6 +16,7 @@ from ._common import (
     build_model,
     check_writable,
     load_data,
+    origin,
     print_json,
     run_extract,
     set_threads,
@@ -78,12 +79,7 @@ def extract_tracklets(args: argparse.Namespace, data: Any) -> Any:
         device=args.device,
         workers=args.workers or 2,
         show_progress=not args.quiet,
-        meta={
-            "data": data.name,
-            "model": args.model,
-            "weights": Path(args.weights).name if args.weights else None,
-            "roots": {name: str(table.root.absolute()) for name, table in tables.items()},
-        },
+        meta=origin(args, data, tables),
     )
     write_features(out, file)
     return file

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from contextlib import redirect_stdout
 from typing import Any
@@ -31,19 +30,18 @@ def add(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train."""
-    from reidfast.engine.config import parse
-    from reidfast.engine.training import train
+    from reidfast.engine.methods import find_method
+    from reidfast.engine.training import launched_processes, leave_processes, train
 
-    config = parse(args.method, args.settings)
+    method = find_method(args.method)
+    config = method.parse(args.settings)
     with redirect_stdout(sys.stderr):  # Lightning's progress is no result
-        metrics = train(config)
-    several = int(os.environ.get("WORLD_SIZE", "1")) > 1 and "TORCHELASTIC_RUN_ID" in os.environ
-    if not several or os.environ.get("RANK") == "0":
+        metrics = train(method, config)
+    launched = launched_processes()
+    if launched is None or launched.rank == 0:
         show(metrics, args.json)
-    if several:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(0)  # gloo's threads may abort an interpreter that is shutting down
+    if launched is not None:
+        leave_processes()
     return 0
 
 

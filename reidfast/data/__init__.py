@@ -17,9 +17,9 @@ from reidfast.data.cache import ImageCache, cached
 from reidfast.data.clips import SetBatch, TrackletDataset, TripletSetSampler, collate_sets
 from reidfast.data.images import EvalTransform, ImageDataset, decode
 from reidfast.data.records import Record, Records, ReidData, concatenate, split_identities
-from reidfast.data.registry import DataWarning, data_root, load, names
-from reidfast.data.samplers import IdentitySampler, PairSampler, ShuffleSampler, shard
-from reidfast.data.search import Queries, Scenes, SearchData, load_search, search_names
+from reidfast.data.registry import DataWarning, data_root, list_datasets, load_dataset
+from reidfast.data.samplers import IdentitySampler, PairSampler, ShuffleSampler, shard_indices
+from reidfast.data.search import Queries, Scenes, SearchData, list_search_datasets, load_search
 from reidfast.data.siamese import Pairs, SiameseSampler
 from reidfast.data.synthetic import Track, World, contact_sheet, write_synthetic, write_synthetic_tracklets
 from reidfast.data.tracklets import Tracklet, Tracklets
@@ -58,11 +58,11 @@ __all__ = [
     "contact_sheet",
     "data_root",
     "decode",
-    "load",
+    "list_datasets",
+    "list_search_datasets",
+    "load_dataset",
     "load_search",
-    "names",
-    "search_names",
-    "shard",
+    "shard_indices",
     "split_identities",
     "write_synthetic",
     "write_synthetic_tracklets",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -23,7 +23,7 @@ Rng = np.random.Generator
 
 
 def set_frames(length: int, n: int, rng: Rng | None = None) -> Ints:
-    """Frames of a tracklet, n of them, drawn without replacement; all of them once before any twice (QAN, METHODS 1.4).
+    """Frames of a tracklet, n of them, drawn without replacement; all of them once before any twice (QAN, CVPR 2017).
 
     Without `rng`: spread evenly over the tracklet.
     """
@@ -35,7 +35,7 @@ def set_frames(length: int, n: int, rng: Rng | None = None) -> Ints:
 
 
 def chunk_frames(length: int, n: int, rng: Rng | None = None, *, at: str = "first") -> Ints:
-    """Restricted random sampling: one frame of each of n equal chunks (DRSTA, METHODS 4.1).
+    """Restricted random sampling: one frame of each of n equal chunks (DRSTA, CVPR 2018).
 
     Chunk k is the frames floor(k T / n) to floor((k+1) T / n); where that is empty (T < n), frame floor(k T / n).
 
@@ -56,7 +56,7 @@ def chunk_frames(length: int, n: int, rng: Rng | None = None, *, at: str = "firs
 
 
 def clip_frames(length: int, n: int, rng: Rng | None = None, *, stride: int = 1) -> Ints:
-    """Consecutive frames, n of them (RRU + STIM, METHODS 5.1).
+    """Consecutive frames, n of them (RRU + STIM, AAAI 2019).
 
     They are `stride` apart and begin at a drawn frame; without `rng` they lie in the middle.
     A tracklet that is too short is gone through again from its beginning.
@@ -71,13 +71,6 @@ def clip_frames(length: int, n: int, rng: Rng | None = None, *, stride: int = 1)
 def all_frames(length: int, n: int = 0, rng: Rng | None = None) -> Ints:
     """The whole tracklet; `n` > 0: at most n frames of it, spread evenly."""
     return np.arange(length) if n <= 0 or length <= n else chunk_frames(length, n)
-
-
-def split_clips(length: int, n: int, *, drop_last: bool = False) -> list[Ints]:
-    """A whole tracklet cut into clips of n consecutive frames; the last one is what is left (of at least one clip)."""
-    _check(length, n)
-    clips = [np.arange(start, min(start + n, length)) for start in range(0, length, n)]
-    return clips[:-1] if drop_last and len(clips) > 1 and len(clips[-1]) < n else clips
 
 
 def _check(length: int, n: int) -> None:
@@ -138,7 +131,7 @@ class TrackletDataset(Dataset[tuple[Tensor, int, int, int, Ints]]):
         decode: From (records, index) to a picture; default: read the file.
         labels: What to return in place of the pid, (S,).
         options: Keyword arguments of the choice (`stride=4`, `at="middle"`).
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
     """
 
     def __init__(
@@ -216,7 +209,7 @@ def collate_sets(items: Sequence[tuple[Tensor, int, int, int, Ints]]) -> SetBatc
 
 
 class TripletSetSampler(_Schedule):
-    """Triplets of sets: anchor, positive, negative (QAN, METHODS 1.4).
+    """Triplets of sets: anchor, positive, negative (QAN, Liu et al., CVPR 2017).
 
     Anchor identity, its tracklet, the positive's tracklet of the same identity and the negative's identity and tracklet
     are drawn uniformly; cameras first and then a tracklet of that camera. The positive may be the anchor's own
@@ -232,7 +225,7 @@ class TripletSetSampler(_Schedule):
         triplets: A step and rank.
         steps: An epoch.
         other_tracklet: See above.
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
         rank: Default: torch.distributed's, or 0.
         world: Number of ranks; default: torch.distributed's, or 1.
     """
@@ -289,17 +282,3 @@ class TripletSetSampler(_Schedule):
                     seen[row] = copy + 1
                     table[step, t, k] = row + copy * self.n
         return table.reshape(self.steps, total * 3)
-
-
-def group_by_size(lengths: NDArray[Any] | Sequence[int], budget: int) -> list[Ints]:
-    """Consecutive tracklets in groups of at most `budget` frames (a longer tracklet is a group of its own)."""
-    groups: list[Ints] = []
-    start, total = 0, 0
-    for i, length in enumerate(int(v) for v in lengths):
-        if total and total + length > budget:
-            groups.append(np.arange(start, i))
-            start, total = i, 0
-        total += length
-    if start < len(lengths):
-        groups.append(np.arange(start, len(lengths)))
-    return groups

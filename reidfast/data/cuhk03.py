@@ -64,7 +64,7 @@ def cuhk03_np(name: str, root: Root | None = None, *, boxes: str = "detected") -
 
     Args:
         name: The name asked for.
-        root: See `load`.
+        root: See `load_dataset`.
         boxes: `detected` or `labeled`.
     """
     boxes = {"labelled": "labeled"}.get(boxes, boxes)

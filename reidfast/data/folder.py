@@ -76,7 +76,7 @@ def folder(
         test: Without `train/query/gallery` everything is training data; with `test` in (0, 1] that share of the
             identities is drawn (seeded) for testing, divided by Market's rule (`split_identities`).
         queries: Query images per identity and camera in that draw.
-        seed: Of that draw.
+        seed: Seed of that draw.
 
     Person folders may have any names: all integers are taken as pids, otherwise pids are the rank of the sorted names
     and the names stand in the column `name`.

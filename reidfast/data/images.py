@@ -69,8 +69,8 @@ class EvalTransform:
     """Resize and ImageNet-normalise: what every extractor sees at test time.
 
     Args:
-        height: Of the result.
-        width: Of the result.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
         filter: Resize filter: `bilinear` (default; the peers'), `bicubic`, `box`, `hamming`, `lanczos`, `nearest`.
     """
 
@@ -100,7 +100,7 @@ class ImageDataset(Dataset[tuple[Any, int, int, int]]):
         transform: From an RGB picture to whatever the loader collates. `EvalTransform` at test time.
         decode: From `(records, index)` to an RGB picture; default: read the file. The decoded-image cache goes here.
         labels: What to return in place of the pid, (n,): the classes of a classifier, say.
-        seed: Of random transforms.
+        seed: Seed of random transforms.
     """
 
     def __init__(

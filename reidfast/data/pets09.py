@@ -82,9 +82,9 @@ def pets09_s2l1(
         every: Frame of the video that is taken, one in so many (it has 7 a second).
         train_until: Last frame to train on.
         search_from: First frame to search in.
-        queries: Of each person.
+        queries: Number of queries of each person.
         apart: Frames between a query and what is searched for it (70: ten seconds).
-        seed: Of the draw of queries.
+        seed: Seed of the draw of queries.
     """
     folder = find_folder(name, root, ["pets09_s2l1", "PETS09-S2L1"], ["vtest.avi", "gt/gt.txt"])
     if not 1 <= train_until < search_from <= FRAMES or every < 1 or queries < 1 or apart < 1:

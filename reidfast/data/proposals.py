@@ -91,7 +91,7 @@ class ObjectnessBoxes:
     Args:
         count: Boxes to keep.
         sliding: The boxes to choose from.
-        bins: Of each colour channel.
+        bins: Bins of each colour channel's histogram.
         ring: Width of the ring over the box's size.
         overlap: IoU above which the weaker box is dropped.
         size: Pixels of the longer side that the cues are computed at.
@@ -212,7 +212,7 @@ class RandomBoxes:
 
     Args:
         count: Boxes an image.
-        seed: Of the draw; an image's boxes depend on it and the image's number alone.
+        seed: Seed of the draw; an image's boxes depend on it and the image's number alone.
         heights: Range of shares of the image's height.
         aspect: Width over height.
     """
@@ -238,7 +238,7 @@ class SimulatedDetector:
     """What a detector of known faults would give: true boxes moved, missed, and boxes where nobody is.
 
     Args:
-        seed: Of the faults; an image's depend on it and the image's number alone.
+        seed: Seed of the faults; an image's depend on it and the image's number alone.
         jitter: Standard deviation of the sides over the box's size.
         miss: Share of people it does not see.
         copies: Boxes of each person it sees.

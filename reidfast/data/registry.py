@@ -32,18 +32,18 @@ def reader(*names: str) -> Callable[[Reader], Reader]:
     return register
 
 
-def names() -> list[str]:
-    """Names that `load` knows."""
+def list_datasets() -> list[str]:
+    """Names of the data sets that `load_dataset` knows, sorted."""
     return sorted(_READERS)
 
 
-def load(name: str, root: Root | None = None, **options: Any) -> ReidData:
+def load_dataset(name: str, root: Root | None = None, **options: Any) -> ReidData:
     """Reads a data set's tables; no image is opened.
 
     Args:
-        name: One of `names()`, or the path of a JSON split or of a CSV table.
+        name: One of `list_datasets()`, or the path of a JSON split or of a CSV table.
         root: The folder that holds the data sets, or the data set's own folder. Default: the environment variable
-            REIDFAST_DATA, else `../shared/data` beside the checkout. For `folder` and `synthetic`: the folder itself.
+            REIDFAST_DATA. For `folder` and `synthetic`: the folder itself.
         **options: The reader's own options; see docs/data.md.
 
     Raises:
@@ -61,20 +61,20 @@ def load(name: str, root: Root | None = None, **options: Any) -> ReidData:
         if root is not None and kind == "json":
             options.setdefault("images", root)
         return _READERS[kind](kind, name, **options)
-    raise ValueError(f"data: expected one of {', '.join(names())}, or a .json or .csv file, got {name!r}")
+    raise ValueError(f"data: expected one of {', '.join(list_datasets())}, or a .json or .csv file, got {name!r}")
 
 
 def data_root(name: str, root: Root | None = None) -> Path:
     """The folder under which data sets are looked for; FileNotFoundError where there is none."""
-    if root is not None:
-        path, said = Path(root).expanduser(), "the folder given"
-    elif os.environ.get("REIDFAST_DATA"):
-        path, said = Path(os.environ["REIDFAST_DATA"]).expanduser(), "REIDFAST_DATA"
-    else:
-        path, said = Path(__file__).resolve().parents[3] / "shared" / "data", "beside the checkout"
+    given = os.environ.get("REIDFAST_DATA") if root is None else root
+    if not given:
+        raise FileNotFoundError(
+            f"{name}: expected the folder of the data sets as root or in REIDFAST_DATA, got neither; set one"
+        )
+    path = Path(given).expanduser()
     if not path.is_dir():
-        remedy = "set REIDFAST_DATA or give root" if said == "beside the checkout" else "check the path"
-        raise FileNotFoundError(f"{name}: no such folder: {path} ({said}); {remedy}")
+        source = "REIDFAST_DATA" if root is None else "the folder given"
+        raise FileNotFoundError(f"{name}: no such folder: {path} ({source}); check the path")
     return path
 
 

@@ -36,7 +36,7 @@ def _ranks(name: str, rank: int | None, world: int | None) -> tuple[int, int]:
     return rank, world
 
 
-def shard(n: int, rank: int, world: int) -> range:
+def shard_indices(n: int, rank: int, world: int) -> range:
     """The rows of rank `rank` when n rows are divided into contiguous parts whose sizes differ by at most one."""
     if not 0 <= rank < world:
         raise ValueError(f"shard: expected rank in 0..{world - 1}, got {rank}")
@@ -106,7 +106,7 @@ class ShuffleSampler(_Schedule):
     Args:
         n: Number of rows.
         batch: Rows a step and rank.
-        seed: Of the orders.
+        seed: Seed of the orders.
         drop_last: Leave out the last, incomplete global batch. Otherwise it is filled with rows of the epoch's
             beginning, so that all batches have one size on all ranks.
         rank: Default: torch.distributed's, or 0.
@@ -137,7 +137,7 @@ class ShuffleSampler(_Schedule):
 
 
 class IdentitySampler(_Schedule):
-    """P identities with K images each, a step and rank (Hermans et al., arXiv:1703.07737, section 2; METHODS 7).
+    """P identities with K images each, a step and rank (Hermans et al., arXiv:1703.07737, section 2).
 
     An epoch: the images of each identity are shuffled and cut into groups of K (an identity with fewer than K images
     has one group, its images drawn again until it is full; a rest of fewer than K is left out this epoch). Each step
@@ -156,7 +156,7 @@ class IdentitySampler(_Schedule):
         share_identities: Allow an identity on two ranks in one step (never twice on one): each rank draws from all.
         mark_repeats: Yield `row + copy * n` for the second and later copies of a row in one epoch, so that
             `ImageDataset` can transform each copy differently. Only for datasets that know of it.
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
         rank: Default: torch.distributed's, or 0.
         world: Number of ranks; default: torch.distributed's, or 1.
     """
@@ -289,7 +289,7 @@ class PairSampler(_Schedule):
     Args:
         pids: Identity of each row.
         batch: Pairs a step and rank. The last global batch is filled with rows of the epoch's beginning.
-        seed: Of everything drawn.
+        seed: Seed of everything drawn.
         rank: Default: torch.distributed's, or 0.
         world: Number of ranks; default: torch.distributed's, or 1.
     """

@@ -273,7 +273,7 @@ def search_reader(*names: str) -> Callable[[SearchReader], SearchReader]:
     return register
 
 
-def search_names() -> list[str]:
+def list_search_datasets() -> list[str]:
     """Names that `load_search` knows."""
     return sorted(_READERS)
 
@@ -282,8 +282,8 @@ def load_search(name: str, root: Root | None = None, **options: Any) -> SearchDa
     """Reads a person-search set's tables; no picture is decoded (PETS: its video, once).
 
     Args:
-        name: One of `search_names()`.
-        root: As in `load`.
+        name: One of `list_search_datasets()`.
+        root: As in `load_dataset`.
         **options: The reader's own; see docs/data.md.
 
     Raises:
@@ -291,7 +291,7 @@ def load_search(name: str, root: Root | None = None, **options: Any) -> SearchDa
         FileNotFoundError: The data is not there; the message says what was looked for, and where.
     """
     if name not in _READERS:
-        raise ValueError(f"load_search: expected one of {', '.join(search_names())}, got {name!r}")
+        raise ValueError(f"load_search: expected one of {', '.join(list_search_datasets())}, got {name!r}")
     return _READERS[name](name, root, **options)
 
 
@@ -303,7 +303,7 @@ def draw_queries(
     Args:
         scenes: The gallery.
         per_person: At most this many of each person, one a camera where there are several cameras.
-        seed: Of the draw.
+        seed: Seed of the draw.
         apart: Images of the same camera whose frames are nearer than this to the query's are not searched.
         across: Only persons who can be found in another image that is searched.
 

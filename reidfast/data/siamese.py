@@ -19,7 +19,7 @@ class Pairs(NamedTuple):
 
     Attributes:
         first: Place of each pair's first image, (N,).
-        second: Of its second.
+        second: Place of each pair's second image, (N,).
         positives: How many are of one person.
     """
 

@@ -53,7 +53,7 @@ class Flip:
 
 
 class PadCrop:
-    """`pad` pixels of `fill` on every side, then a window of the old size at a uniform position (METHODS 7: 10, 0)."""
+    """`pad` pixels of `fill` on every side, then a window of the old size at a uniform position (usual: 10, 0)."""
 
     def __init__(self, pad: int = 10, fill: int | tuple[int, int, int] = 0) -> None:
         if pad < 0:
@@ -70,7 +70,7 @@ class PadCrop:
 
 
 class ColorJitter:
-    """Brightness, contrast, saturation and hue, in random order (torchvision's formulas; METHODS 3.4: .2, .2, .2, .1).
+    """Brightness, contrast, saturation and hue, in random order (torchvision's formulas; PAUL's code: .2, .2, .2, .1).
 
     Brightness, contrast and saturation blend with factor f = U(max(0, 1-b), 1+b): `out = f * image + (1-f) * other`,
     where the other picture is black, the mean of the grey picture (rounded), the grey picture. Hue adds U(-h, h) of a
@@ -113,7 +113,7 @@ def shift_hue(image: Image.Image, turn: float) -> Image.Image:
 
 
 class Rotation:
-    """Rotation by U(-degrees, degrees) about the middle, size kept, corners filled (METHODS 3.4: 10, zeros)."""
+    """Rotation by U(-degrees, degrees) about the middle, size kept, corners filled (PAUL's code: 10, zeros)."""
 
     def __init__(self, degrees: float = 10.0, filter: str = "nearest", fill: int = 0) -> None:
         if degrees < 0 or filter not in ("nearest", "bilinear", "bicubic"):
@@ -128,7 +128,7 @@ class Rotation:
 
 
 class AreaCrop:
-    """A window of area share q ~ U(area), of any shape that fits (METHODS 3.4).
+    """A window of area share q ~ U(area), of any shape that fits (Yang et al., CVPR 2019).
 
     Up to `tries` times: w uniform in round(qW)..W, h = int(q W H / w); the first with h <= H is cut at a uniform
     position. None: the whole image.
@@ -152,7 +152,7 @@ class AreaCrop:
 
 
 class RandomErasing:
-    """Overwrites a rectangle of a normalised [3,H,W] tensor, in place (Zhong et al., arXiv:1708.04896; METHODS 7).
+    """Overwrites a rectangle of a normalised [3,H,W] tensor, in place (Zhong et al., arXiv:1708.04896).
 
     With probability p, up to `tries` times: area = U(area) * H W, ratio = U(aspect), h = round(sqrt(area * ratio)),
     w = round(sqrt(area / ratio)); the first with h < H and w < W is put at a uniform position.
@@ -202,13 +202,13 @@ class RandomErasing:
 
 
 class TrainTransform:
-    """Picture -> normalised tensor, for training: `before`, resize, flip, pad and crop, normalise, erase (METHODS 7).
+    """Picture -> normalised tensor, for training: `before`, resize, flip, pad and crop, normalise, erase.
 
     Args:
-        height: Of the result.
-        width: Of the result.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
         flip: Probability of the mirror image.
-        pad: Of `PadCrop`; 0 leaves it out.
+        pad: Padding of `PadCrop` in pixels; 0 leaves it out.
         erase: Probability of `RandomErasing`; or one.
         before: Changes made to the picture in its own size, in order.
         filter: Resize filter.
@@ -248,11 +248,11 @@ class TrainTransform:
 
 
 class SurrogateTransform(TrainTransform):
-    """PAUL's surrogate view (METHODS 3.4): colour jitter, rotation, area crop, then flip, resize, normalise.
+    """PAUL's surrogate view (Yang et al., CVPR 2019): colour jitter, rotation, area crop, then flip, resize, normalise.
 
     Args:
-        height: Of the result.
-        width: Of the result.
+        height: Height of the result in pixels.
+        width: Width of the result in pixels.
         mode: `all` (the released code) applies the three changes in that order; `one_of` (the paper) one of them,
             drawn for each picture, the jitter then without hue.
         flip: Probability of the mirror image.
@@ -297,10 +297,10 @@ class BatchAugment(nn.Module):
 
     Args:
         flip: Probability of the mirror image.
-        pad: Of the crop.
+        pad: Padding in pixels before the crop.
         erase: The erasing, or its probability.
-        mean: Of the normalisation.
-        std: Of the normalisation.
+        mean: Mean of the normalisation, by channel.
+        std: Standard deviation of the normalisation, by channel.
     """
 
     def __init__(

@@ -93,11 +93,11 @@ def _mars_table(name: str, root: Path, folder: str, names: list[str], tracks: In
 
 @reader("mars")
 def mars(name: str, root: Root | None = None, *, gallery: str = "official") -> ReidData:
-    """MARS: `bbox_train`, `bbox_test` and the official `info` folder (Zheng et al., ECCV 2016; METHODS 9.3).
+    """MARS: `bbox_train`, `bbox_test` and the official `info` folder (Zheng et al., ECCV 2016).
 
     Args:
         name: The name asked for.
-        root: See `load`.
+        root: See `load_dataset`.
         gallery: `official`: all test tracklets, queries among them (protocol "mars"). `torchreid`: without the query
             tracklets and junk (protocol "mars_torchreid"); scores of the two do not compare.
     """
@@ -182,12 +182,12 @@ def _split_data(
 
 @reader("ilids_vid")
 def ilids_vid(name: str, root: Root | None = None, *, split: int = 0) -> ReidData:
-    """iLIDS-VID: one of the 10 official splits; query camera 1, gallery camera 2, one tracklet each (METHODS 9.4).
+    """iLIDS-VID: one of the 10 official splits; query camera 1, gallery camera 2 (Wang et al., ECCV 2014).
 
     Args:
         name: The name asked for.
-        root: See `load`.
-        split: 0..9. Published scores are means over the ten: `engine.video.evaluate_splits`.
+        root: See `load_dataset`.
+        split: 0..9. Published scores are means over the ten: `engine.sets.evaluate_splits`.
     """
     at = find_folder(name, root, ["ilids-vid", "iLIDS-VID", "ilids_vid", "ilidsvid"], ["i-LIDS-VID", "sequences"])
     base = at / "i-LIDS-VID" if (at / "i-LIDS-VID").is_dir() else at
@@ -235,14 +235,14 @@ def _prid_splits(name: str, at: Path, persons: list[str]) -> tuple[list[Any], li
 
 @reader("prid2011")
 def prid2011(name: str, root: Root | None = None, *, split: int = 0, least: int = 27) -> ReidData:
-    """PRID2011's multi-shot part: persons 1..200 with at least 27 frames in both cameras, 178 of them (METHODS 9.5).
+    """PRID2011, multi-shot (Hirzer et al., SCIA 2011): persons 1..200 with 27 frames or more in both cameras, 178.
 
     Query camera a, gallery camera b; ten splits of 89 and 89 from `splits_prid2011.json` (torchreid's) or a .mat of 10
     rows, else halves drawn from fixed seeds, which a `DataWarning` says.
 
     Args:
         name: The name asked for.
-        root: See `load`.
+        root: See `load_dataset`.
         split: 0..9.
         least: Frames that both tracklets must have; 21 gives 183 persons.
     """
@@ -271,7 +271,7 @@ def cuhk03_sets(name: str, root: Root | None = None, *, boxes: str = "detected")
 
     Args:
         name: The name asked for.
-        root: See `load`.
+        root: See `load_dataset`.
         boxes: `detected` or `labeled`.
     """
     data = cuhk03_np("cuhk03_np", root, boxes=boxes)
@@ -292,7 +292,7 @@ def market751_sets(name: str, root: Root | None = None, *, least: int = 3) -> Re
 
     Args:
         name: The name asked for.
-        root: See `load`.
+        root: See `load_dataset`.
         least: Leave out tracklets of fewer images.
     """
     whole, holdout = named_split("market751_tracklets", root).train, named_split("market751_holdout", root)

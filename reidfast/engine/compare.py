@@ -22,7 +22,7 @@ class Difference(NamedTuple):
         error: Standard deviation of the difference over the draws.
         p_value: Two-sided: twice the share of draws on the other side of zero (draws at zero count half), at most 1.
         queries: How many queries were compared.
-        identities: Of how many persons.
+        identities: Number of persons behind the queries.
     """
 
     mean: float
@@ -35,7 +35,7 @@ class Difference(NamedTuple):
 
 
 def paired_bootstrap(
-    a: ArrayLike, b: ArrayLike, ids: ArrayLike, *, draws: int = 10_000, confidence: float = 0.95, seed: int = 0
+    a: ArrayLike, b: ArrayLike, pids: ArrayLike, *, draws: int = 10_000, confidence: float = 0.95, seed: int = 0
 ) -> Difference:
     """Bootstrap of the mean difference b - a, in which whole identities are drawn.
 
@@ -45,18 +45,18 @@ def paired_bootstrap(
     Args:
         a: Score of each query (Q,), NaN where it has none: average precision, or 1 and 0 for rank-1.
         b: The same for the other result.
-        ids: Identity of each query (Q,).
+        pids: Identity of each query (Q,).
         draws: Number of draws.
-        confidence: Of the interval (percentiles).
-        seed: Of the draws.
+        confidence: Confidence level of the interval (percentiles).
+        seed: Seed of the draws.
 
     Raises:
         ValueError: Lengths that differ, or nothing to compare.
     """
-    first, second, who = np.asarray(a, np.float64), np.asarray(b, np.float64), np.asarray(ids)
+    first, second, who = np.asarray(a, np.float64), np.asarray(b, np.float64), np.asarray(pids)
     if first.ndim != 1 or first.shape != second.shape or first.shape != who.shape:
         raise ValueError(
-            f"paired_bootstrap: expected a, b and ids of one length, got {first.shape}, {second.shape}, {who.shape}"
+            f"paired_bootstrap: expected a, b and pids of one length, got {first.shape}, {second.shape}, {who.shape}"
         )
     valid = np.isfinite(first) & np.isfinite(second)
     if not valid.any():

@@ -1,49 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Settings of a training run: dataclasses that jsonargparse fills from a method's YAML file, yours, and options.
+"""Settings of a training run: dataclasses that jsonargparse fills from a method's YAML file, the user's, and options.
 
-A method's own settings stand beside its task in `reidfast.engine.methods`; here is what every run has, and sections
-that many share.
+Here are the settings of every run and the sections that methods share; a method's own stand beside its task in
+`reidfast.engine.methods`. The docstrings are what `reidfast train METHOD --help` prints.
 """
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any, Literal
-
-from reidfast.engine.methods import METHODS, module_of
-
-CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
 @dataclass
-class DataConfig:
-    """What is trained and evaluated on.
+class DatasetConfig:
+    """A data set to train on and to evaluate.
 
     Args:
-        name: Of the data set (`reidfast data list`), a .json or a .csv; or a list of them, whose training images are
-            put together, identities and cameras kept apart.
-        root: Where it is; None: REIDFAST_DATA. For several names: one for all, or a list.
-        options: Of the reader. For several names: the same for all, or a list.
-        targets: Names of what is evaluated; empty: what is trained on.
-        target_root: Their root; None: `root`.
-        target_options: Of their readers.
-        height: Of the input.
-        width: Of the input.
-        ids: Identities P in a step of each process; no two processes see the same one.
-        images: Images K of each.
-        split_ids: Let `ids` be those of all processes together: the same batches as one process has.
-        camera_aware: Deal the images of an identity over its cameras.
-        flip: Probability of the mirror image.
-        pad: Pixels of padding before the crop.
+        name: Name of the data set (see `reidfast data list`).
+        root: Folder that holds the data set; null: the environment variable REIDFAST_DATA.
+        options: Options of the data set's reader (see docs/data.md).
+    """
+
+    name: str = "synthetic"
+    root: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class ImageConfig:
+    """How training images are decoded, resized and changed.
+
+    Args:
+        height: Height of the network's input in pixels.
+        width: Width of the network's input in pixels.
+        flip: Probability of mirroring an image.
+        pad: Zero padding in pixels on each side before a random crop back to the input size; 0: no crop.
         erase: Probability of random erasing.
-        filter: Of resizing.
-        cache: Keep decoded images, resized, in one memory-mapped file.
-        augment: "image": each on its own in the loader, drawn from (seed, epoch, row); "batch": the whole batch at once
-            on the training device, from the cache (faster).
-        workers: Loader processes; 0: in the training process.
+        filter: Resize filter: bilinear, bicubic, box, hamming, lanczos or nearest.
+        cache: Keep the decoded images in one memory-mapped file.
+        workers: Number of data-loader processes; 0: load in the training process.
+    """
+
+    height: int = 256
+    width: int = 128
+    flip: float = 0.5
+    pad: int = 0
+    erase: float = 0.0
+    filter: str = "bilinear"
+    cache: bool = True
+    workers: int = 0
+
+
+@dataclass
+class DataConfig(ImageConfig):
+    """Training and evaluation data, and the batches drawn from it.
+
+    Args:
+        name: Name of the data set (see `reidfast data list`), or a .json or .csv file. Several in a list are
+            concatenated for training, identities and cameras kept apart.
+        root: Folder that holds the data set; null: the environment variable REIDFAST_DATA. For several data sets: one
+            folder for all, or a list.
+        options: Options of the data set's reader (see docs/data.md). For several data sets: one for all, or a list.
+        targets: Names of the data sets to evaluate on; empty: the training data sets.
+        target_root: Folder that holds the targets; null: the same as `root`.
+        target_options: Options of the targets' readers.
+        ids: Identities P in the batch of each process; no two processes see the same one.
+        images: Images K of each identity in a batch.
+        split_ids: Divide `ids` among the processes, so that together they see the batches of a single process.
+        camera_aware: Spread the images of an identity over its cameras.
+        augment: "image" changes each image by itself in the loader, drawn from (seed, epoch, row); "batch" changes the
+            whole batch on the training device, from the cache (faster).
     """
 
     name: str | list[str] = "synthetic"
@@ -52,60 +79,64 @@ class DataConfig:
     targets: list[str] = field(default_factory=list)
     target_root: str | list[str | None] | None = None
     target_options: dict[str, Any] | list[dict[str, Any]] = field(default_factory=dict)
-    height: int = 256
-    width: int = 128
     ids: int = 16
     images: int = 4
     split_ids: bool = False
     camera_aware: bool = False
-    flip: float = 0.5
     pad: int = 10
     erase: float = 0.5
-    filter: str = "bilinear"
-    cache: bool = True
     augment: Literal["image", "batch"] = "image"
-    workers: int = 0
 
 
 @dataclass
-class ModelConfig:
-    """What is trained.
+class BackboneConfig:
+    """The network below the method's own layers.
 
     Args:
-        head: "strong_baseline" (BNNeck), "ide" or "pcb".
-        backbone: Name for `create_model`.
-        weights: Checkpoint of the backbone; None: random.
-        options: Of the backbone.
-        head_options: Of the head.
-        channels_last: Keep maps with the channels innermost: often much faster on the CPU, and for half types on GPUs.
-        unfold: Undo folded batch norms of the weights before training (`unfold_batch_norms`), over this many training
-            images; 0: no.
+        backbone: Name of the backbone (see `reidfast info --models`, or timm:NAME).
+        weights: Checkpoint file of the backbone; null: random initialisation.
+        options: Options of the backbone, such as last_stride.
     """
 
-    head: Literal["strong_baseline", "ide", "pcb"] = "strong_baseline"
     backbone: str = "resnet50"
     weights: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    head_options: dict[str, Any] = field(default_factory=dict)
-    channels_last: bool = True
+
+
+@dataclass
+class UnfoldConfig(BackboneConfig):
+    """A backbone whose checkpoint may have its batch norms folded into the convolutions.
+
+    Args:
+        unfold: Number of training images whose statistics restore batch norms that were folded into the weights,
+            before training (`unfold_batch_norms`); 0: leave the weights as they are.
+    """
+
     unfold: int = 0
+
+
+def model_options(config: BackboneConfig) -> dict[str, Any]:
+    """The fields of a model section that are options of the method's own model, not of the backbone or the run."""
+    shared = {f.name for f in fields(UnfoldConfig)} | {"channels_last", "frozen"}
+    return {name: value for name, value in vars(config).items() if name not in shared}
 
 
 @dataclass
 class OptimConfig:
-    """How it is minimised.
+    """Optimiser and learning-rate schedule.
 
     Args:
-        optimizer: "adam" or "sgd" (Nesterov).
-        lr: Of what is new.
-        backbone_factor: The backbone's rate over `lr`.
-        weight_decay: On everything.
-        momentum: Of SGD.
-        epochs: Length of the run.
-        warmup: Epoch from which the full rate holds; 0: none.
-        milestones: Epochs, from 1, at which the rate falls.
-        gamma: By which factor.
-        clip: Largest gradient norm; 0: none.
+        optimizer: Optimiser: "adam" or "sgd".
+        lr: Learning rate of the newly initialised layers.
+        backbone_factor: Learning rate of the backbone as a multiple of `lr`.
+        weight_decay: Weight decay of all parameters.
+        momentum: Momentum of SGD.
+        nesterov: Use Nesterov momentum in SGD.
+        epochs: Number of epochs of the run.
+        warmup: First epoch at the full learning rate, which rises linearly until then; 0: no warm-up.
+        milestones: Epochs, counted from 1, at which the learning rate is multiplied by `gamma`.
+        gamma: Factor of the learning rate at each milestone.
+        clip: Largest norm of the gradient, which is scaled down to it; 0: no clipping.
     """
 
     optimizer: Literal["adam", "sgd"] = "adam"
@@ -113,6 +144,7 @@ class OptimConfig:
     backbone_factor: float = 1.0
     weight_decay: float = 5e-4
     momentum: float = 0.9
+    nesterov: bool = True
     epochs: int = 120
     warmup: int = 10
     milestones: list[int] = field(default_factory=lambda: [40, 70])
@@ -122,19 +154,25 @@ class OptimConfig:
 
 @dataclass
 class RunConfig:
-    """What every run has; a method's configuration adds its sections, `data` (with name, root, options) among them.
+    """Settings of every run; a method's configuration adds the sections `data`, `model`, `loss` and `optim`.
 
     Args:
-        out: Folder of the run: checkpoints, logs, weights, metrics.json.
-        seed: Of everything drawn.
-        evaluate_every: Epochs between evaluations; the last epoch is always evaluated.
-        protocol: Of the evaluation.
-        accelerator: Of Lightning: "auto", "cpu", "gpu".
-        devices: How many, or "auto". Several processes: start with torchrun, which says how many.
-        sync_batch_norm: Over several processes, batch norms take the statistics of the global batch.
-        precision: Of Lightning: "32-true", "bf16-mixed", "16-mixed".
-        deterministic: Only deterministic algorithms.
-        resume: Go on from `out`/last.ckpt where it is there.
+        out: Folder to write checkpoints, logs, weights and metrics.json to.
+        seed: Seed of every random draw.
+        evaluate_every: Number of epochs between evaluations; the last epoch is always evaluated.
+        protocol: Evaluation protocol: market1501, cuhk03, mars or mars_torchreid; for person search cuhk_sysu or prw.
+        accelerator: Lightning's accelerator: auto, cpu or gpu.
+        devices: Number of devices, or "auto". To train with several processes start with torchrun, whose number of
+            processes counts instead.
+        sync_batch_norm: Compute batch-norm statistics over the batches of all processes.
+        precision: Lightning's precision: 32-true, 64-true, bf16-mixed or 16-mixed.
+        deterministic: Use deterministic algorithms only.
+        resume: Continue from `out`/last.ckpt if it exists.
+
+        data: Training and evaluation data.
+        model: The network to train.
+        loss: The loss to minimise.
+        optim: Optimiser and learning-rate schedule.
     """
 
     out: str = "runs/train"
@@ -147,43 +185,3 @@ class RunConfig:
     precision: str = "32-true"
     deterministic: bool = True
     resume: bool = False
-
-
-def methods() -> list[str]:
-    """Names of the methods that can be trained."""
-    return sorted(METHODS)
-
-
-def parse(method: str, arguments: list[str]) -> Any:
-    """The configuration of `method`, changed by `arguments` (`--config mine.yaml --optim.lr 1e-3 ...`)."""
-    try:
-        from jsonargparse import ArgumentParser
-    except ImportError as error:
-        raise ImportError('train: jsonargparse is missing; pip install "reidfast[train]"') from error
-    if method not in METHODS:
-        raise ValueError(f"train: expected a method among {', '.join(methods())}, got {method!r}")
-    config = module_of(method).Config
-    parser = ArgumentParser(
-        prog=f"reidfast train {method}",
-        default_config_files=[str(CONFIGS / f"{method}.yaml")],
-        exit_on_error=False,
-        description="Settings come from the method's file, then --config files, then options, the later ones winning.",
-    )
-    parser.add_argument("--config", action="config", help="YAML file of settings")
-    parser.add_class_arguments(config, sub_configs=True)
-    try:
-        values = parser.parse_args([_underscores(argument) for argument in arguments])
-    except argparse.ArgumentError as error:
-        raise ValueError(f"train {method}: {error.message}") from error
-    values.pop("config", None)
-    build = getattr(parser, "instantiate", None) or parser.instantiate_classes  # the name changed in jsonargparse 4.49
-    built = build(values)
-    return config(**{f.name: getattr(built, f.name) for f in fields(config)})
-
-
-def _underscores(argument: str) -> str:
-    """`--source-checkpoint=a-b` as `--source_checkpoint=a-b`."""
-    if not argument.startswith("--"):
-        return argument
-    name, equals, value = argument[2:].partition("=")
-    return f"--{name.replace('-', '_')}{equals}{value}"

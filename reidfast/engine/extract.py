@@ -62,7 +62,7 @@ def extract(
         filter: Resize filter: `bilinear` (default), `bicubic`, `box`, `hamming`, `lanczos`, `nearest`.
         batch: Images that go through the network at a time. Part of the settings: sums round differently otherwise.
         device: `cpu`, `cuda`, `cuda:1` ..., or `auto`: a GPU where there is one.
-        dtype: Of the features in the file, `float32` or `float16`.
+        dtype: Type of the features in the file, `float32` or `float16`.
         flip: Add the feature of the mirrored image to each feature, and halve.
         workers: Threads that decode images; None: one a core, at most 8.
         shard: Rows of a shard, rounded up to whole batches.

@@ -266,7 +266,7 @@ class PersonSearcher:
         Args:
             queries: Whom to search for.
             galleries: Images of each query; None: all but its own.
-            state: Of the queries, where it is at hand.
+            state: State of the queries, where it is at hand.
 
         Returns:
             What `evaluation.person_search` takes, and how the regions shrank where the person was there.
@@ -334,10 +334,10 @@ class PersonSearcher:
         """The final box of each pair and its cosine with the query; a box is embedded once for all queries.
 
         Args:
-            maps: Of the images.
+            maps: Maps of the images.
             trees: Their nested regions.
-            trace: Of the pairs.
-            embedding: Of the queries.
+            trace: Trace of the pairs.
+            embedding: Embeddings of the queries.
             which: (P,) image of each pair.
             who: (P,) query of each pair.
         """

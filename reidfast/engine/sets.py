@@ -15,11 +15,11 @@ import torch.distributed as dist
 from PIL import Image
 from torch import Tensor, nn
 
-from reidfast.data import Records, ReidData, Tracklets, load
+from reidfast.data import Records, ReidData, Tracklets, load_dataset
 from reidfast.data.clips import CHOICES
 from reidfast.data.images import EvalTransform
 from reidfast.data.images import decode as decode_file
-from reidfast.data.samplers import shard
+from reidfast.data.samplers import shard_indices
 from reidfast.engine.extract import pick_device
 from reidfast.engine.features import FeatureFile, FeatureTable
 from reidfast.engine.progress import progress
@@ -35,7 +35,7 @@ def take_frames(
 
     Args:
         tracklets: The whole ones.
-        choose: Of `reidfast.data.clips.CHOICES`, or a function (length, n, None) -> indices.
+        choose: One of `reidfast.data.clips.CHOICES`, or a function (length, n, None) -> indices.
         n: How many frames.
         **options: Of the choice (`at="middle"`).
     """
@@ -217,7 +217,7 @@ def rank_sets(
     protocol: str = "mars",
     **options: Any,
 ) -> Ranking:
-    """`evaluation.rank` of embedded tracklets (METHODS 9.3 to 9.5)."""
+    """`evaluation.rank` of embedded tracklets: a row is a tracklet."""
     q, g = query_sets, gallery_sets
     return rank(query, gallery, q.pids, g.pids, q.camids, g.camids, protocol=protocol, **options)
 
@@ -253,14 +253,14 @@ def evaluate_sets(
     group, world, me = None, 1, 0
     if dist.is_available() and dist.is_initialized():
         group, world, me = dist.group.WORLD, dist.get_world_size(), dist.get_rank()
-    part = np.asarray(shard(len(gallery), me, world))
+    part = np.asarray(shard_indices(len(gallery), me, world))
     y = embed_sets(model, small[1].select(part), **options)
     if data.info.get("query_in_gallery") and world == 1:
         numbers = gallery.extra["tracklet"]
         order = np.argsort(numbers)
         x = y[torch.from_numpy(order[np.searchsorted(numbers, query.extra["tracklet"], sorter=order)])]
     else:
-        mine = np.asarray(shard(len(query), me, world))
+        mine = np.asarray(shard_indices(len(query), me, world))
         x = embed_sets(model, small[0].select(mine), **options) if len(mine) else y[:0]
         if world > 1:
             pieces: list[Any] = [None] * world
@@ -277,7 +277,7 @@ class SplitScores:
         cmc: Mean over the splits, [max_rank].
         mean_ap: Mean over the splits.
         std: Standard deviation of rank-1 over the splits (n - 1).
-        rankings: Of each split.
+        rankings: The ranking of each split.
     """
 
     cmc: np.ndarray
@@ -293,12 +293,12 @@ def evaluate_splits(
 
     Args:
         score: Trains (where the method asks for it) and evaluates on one split.
-        name: Of the data set; its reader takes `split`.
-        root: See `load`.
+        name: Name of the data set; its reader takes `split`.
+        root: See `load_dataset`.
         splits: How many.
         **options: Of the reader.
     """
-    found = tuple(score(load(name, root, split=k, **options)) for k in range(splits))
+    found = tuple(score(load_dataset(name, root, split=k, **options)) for k in range(splits))
     first = np.array([r.cmc[0] for r in found])
     spread = float(first.std(ddof=1)) if splits > 1 else 0.0
     return SplitScores(np.mean([r.cmc for r in found], 0), float(np.mean([r.mean_ap for r in found])), spread, found)

@@ -5,9 +5,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from reidfast.data import ReidData, concatenate, load
+import numpy as np
+
+from reidfast.data import ReidData, concatenate, load_dataset
 
 __all__ = ["load_sources", "targets_of"]
 
@@ -17,7 +20,8 @@ def load_sources(config: Any) -> ReidData:
 
     The training tables of several sources are put below each other, identities and cameras of later ones shifted past
     those before. Query and gallery are the first target's; all of them, as `ReidData`, are in `info["targets"]` where
-    there are several. Without targets, the sources are the targets.
+    there are several. Without targets, the sources are the targets. Where `config` has them, `whole` adds the query and
+    gallery images to the training table, and `train_ids` keeps that many training identities, the first in order.
 
     Args:
         config: Names and, for several, lists of roots and options as long as the names (one value: for all).
@@ -25,6 +29,21 @@ def load_sources(config: Any) -> ReidData:
     Raises:
         ValueError: Lists of other lengths.
     """
+    data = _load_together(config)
+    train = data.train
+    if getattr(config, "whole", False):
+        tested = concatenate([data.query, data.gallery], offset=False)
+        person = tested.pids >= 0
+        if data.distractor is not None:
+            person &= tested.pids != data.distractor
+        train = concatenate([train, tested.select(person)])
+    count = getattr(config, "train_ids", 0)
+    if count:
+        train = train.select(np.isin(train.pids, np.unique(train.pids)[:count]))
+    return data if train is data.train else replace(data, train=train)
+
+
+def _load_together(config: Any) -> ReidData:
     names, sources = _load_all("data.name", config.name, config.root, config.options)
     wanted = getattr(config, "targets", None)
     if wanted:
@@ -61,7 +80,7 @@ def _load_all(flag: str, names: Any, roots: Any, options: Any) -> tuple[list[str
         raise ValueError(f"{flag}: expected at least one name, got none")
     places = _each(f"{flag} root", roots, len(listed))
     settings = _each(f"{flag} options", options or {}, len(listed))
-    sets = [load(n, r, **(o or {})) for n, r, o in zip(listed, places, settings, strict=True)]
+    sets = [load_dataset(n, r, **(o or {})) for n, r, o in zip(listed, places, settings, strict=True)]
     return listed, sets
 
 

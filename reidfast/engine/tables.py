@@ -40,8 +40,8 @@ class CameraPairs(NamedTuple):
 def camera_pairs(
     query: Any,
     gallery: Any,
-    query_ids: ArrayLike,
-    gallery_ids: ArrayLike,
+    query_pids: ArrayLike,
+    gallery_pids: ArrayLike,
     query_cameras: ArrayLike,
     gallery_cameras: ArrayLike,
     *,
@@ -56,14 +56,14 @@ def camera_pairs(
     Args:
         query: Features, as in `rank`.
         gallery: Likewise.
-        query_ids: Identities.
-        gallery_ids: Likewise.
+        query_pids: Identities of the queries.
+        gallery_pids: Likewise.
         query_cameras: Cameras; they must be given here.
         gallery_cameras: Likewise.
         camera_rule: With the rule, a camera against itself has no match: NaN.
         options: Further options of `rank` (metric, protocol, ...).
     """
-    pids, others = np.asarray(query_ids), np.asarray(gallery_ids)
+    pids, others = np.asarray(query_pids), np.asarray(gallery_pids)
     cams, views = np.asarray(query_cameras), np.asarray(gallery_cameras)
     rows, columns = np.unique(cams).tolist(), np.unique(views).tolist()
     shape = (len(rows), len(columns))

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""What training tasks share: a data module of P x K batches, and a task that evaluates itself and survives a kill."""
+"""What training tasks share: a task that evaluates itself and survives a kill, and its optimiser."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import lightning
@@ -12,158 +13,58 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
 
-from reidfast.data import Records, ReidData
-from reidfast.data.cache import ImageCache
-from reidfast.data.images import EvalTransform, ImageDataset
-from reidfast.data.samplers import IdentitySampler, ShuffleSampler, shard
-from reidfast.data.transforms import BatchAugment, TrainTransform
-from reidfast.engine.config import DataConfig, OptimConfig
+from reidfast.data import Records
+from reidfast.data.samplers import shard_indices
+from reidfast.engine.config import BackboneConfig, OptimConfig
+from reidfast.engine.data import epoch_seed
 from reidfast.engine.extract import extract
 from reidfast.engine.schedules import warmup_multistep
 from reidfast.engine.sources import targets_of
 from reidfast.evaluation import Ranking, rank
+from reidfast.models import create_model, unfold_batch_norms
+
+Factor = Callable[[int], float]
 
 
-class ReidDataModule(lightning.LightningDataModule):
-    """P x K batches of a data set's training images; what is drawn depends on (seed, epoch, rank, world size) alone.
+def build_model(name: str, config: BackboneConfig, **options: Any) -> tuple[Any, dict[str, Any]]:
+    """A model over the backbone that `config` names, and its entry in the card: what makes it again, without weights.
 
     Args:
-        data: The data set.
-        config: Sizes, sampler, transforms.
-        seed: Of what is drawn.
+        name: Name for `create_model`.
+        config: Backbone, its options and its weights; with `channels_last`, maps have the channels innermost.
+        options: Further options of `create_model`.
     """
-
-    def __init__(self, data: ReidData, config: DataConfig, seed: int = 0) -> None:
-        super().__init__()
-        self.data, self.config, self.seed = data, config, seed
-        self.classes, self.labels = np.unique(data.train.pids, return_inverse=True)
-        if not len(self.classes):
-            raise ValueError(f"train: {data.name} has no training images")
-        self._cache: ImageCache | None = None
-        self._augment = BatchAugment(config.flip, config.pad, config.erase) if config.augment == "batch" else None
-        self._drawn: torch.Generator | None = None
-
-    def prepare_data(self) -> None:
-        """Make the cache of decoded images, on one process."""
-        if self.config.cache:
-            self._open_cache()
-
-    def _open_cache(self) -> ImageCache | None:
-        if self.config.cache and self._cache is None:
-            c = self.config
-            self._cache = ImageCache(self.data.train, c.height, c.width, filter=c.filter)
-        return self._cache
-
-    def loader(self, epoch: int) -> DataLoader[Any]:
-        """Batches (images [P*K, 3, H, W], classes, cameras, rows) of one epoch.
-
-        Images are float32, changed and normalised; with `augment="batch"` uint8, as they are in the cache.
-        """
-        c = self.config
-        sampler = self.sampler(*self._share())
-        sampler.set_epoch(epoch)
-        cache = self._open_cache()
-        if c.augment == "batch":
-            if cache is None:
-                raise ValueError("data.augment: 'batch' reads from the cache; expected data.cache true, got false")
-            whole = _CachedBatches(cache, self.data.train, self.labels)
-            return DataLoader(whole, batch_sampler=sampler, num_workers=c.workers, collate_fn=_as_it_is)
-        transform = TrainTransform(c.height, c.width, flip=c.flip, pad=c.pad, erase=c.erase, filter=c.filter)
-        dataset = ImageDataset(self.data.train, transform, cache, labels=self.labels, seed=self.seed)
-        dataset.set_epoch(epoch)
-        return DataLoader(dataset, batch_sampler=sampler, num_workers=c.workers)
-
-    def sampler(self, ids: int, images: int) -> IdentitySampler | ShuffleSampler:
-        """Which rows come together: `ids` x `images` in each batch of each process."""
-        return IdentitySampler(
-            self.labels,
-            ids,
-            images,
-            camids=self.data.train.camids,
-            camera_aware=self.config.camera_aware,
-            mark_repeats=True,
-            seed=self.seed,
-        )
-
-    def _share(self) -> tuple[int, int]:
-        """Identities and images of each in a batch of this process."""
-        c = self.config
-        world = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if c.split_ids and c.ids % world:
-            raise ValueError(f"data.split_ids: expected data.ids to be a multiple of {world} processes, got {c.ids}")
-        return c.ids // world if c.split_ids else c.ids, c.images
-
-    def plain_images(self, count: int) -> Tensor:
-        """Some training images [n, 3, H, W], spread over the table, prepared as for evaluation."""
-        c, train = self.config, self.data.train
-        transform = EvalTransform(c.height, c.width, c.filter)
-        dataset = ImageDataset(train, transform, self._open_cache())
-        rows = np.unique(np.linspace(0, len(train) - 1, min(count, len(train))).round().astype(np.int64))
-        return torch.stack([dataset[int(row)][0] for row in rows])
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        """The loader of the trainer's current epoch (the trainer asks anew each epoch)."""
-        self._drawn = None
-        return self.loader(self.trainer.current_epoch if self.trainer else 0)
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        """With `augment="batch"`, images are changed and normalised here, on the device that trains."""
-        if self._augment is None:
-            return batch
-        images = batch[0]
-        if self._drawn is None:
-            rank = dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
-            epoch = self.trainer.current_epoch if self.trainer else 0
-            self._drawn = torch.Generator(images.device).manual_seed(epoch_seed(self.seed, epoch, rank))
-        return (self._augment.to(images.device)(images, self._drawn), *batch[1:])
-
-
-def epoch_seed(seed: int, epoch: int, rank: int) -> int:
-    """What an epoch's draws of a process start from."""
-    return (seed * 1_000_003 + epoch) * 4_099 + rank
-
-
-class _CachedBatches(Dataset[Any]):
-    """Whole batches of the cache: (uint8 images, classes, cameras, rows)."""
-
-    def __init__(self, cache: ImageCache, records: Records, labels: Any) -> None:
-        self.cache, self.labels, self.camids = cache, torch.from_numpy(labels), torch.tensor(records.camids)
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitems__(self, indices: list[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        rows = torch.tensor(indices) % len(self)  # copies of a row in one epoch are marked by multiples
-        return self.cache.batch(rows.numpy()), self.labels[rows], self.camids[rows], rows
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
+    options = {"backbone": config.backbone, "backbone_options": config.options, **options}
+    model = create_model(name, backbone_weights=config.weights, **options)
+    if getattr(config, "channels_last", False):
+        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return model, {"name": name, "options": options}
 
 
 class ReidTask(lightning.LightningModule):
     """A model in training that is evaluated by `reidfast.evaluation.rank`.
 
-    A method's task gives `training_step` and `configure_optimizers`. What must outlive a kill is a parameter or a
-    buffer; what an epoch draws depends on (seed, epoch, rank) alone. Over several processes, a loss that looks at the
-    whole batch takes it from `reidfast.nn.gather_rows`.
+    A method's task gives `training_step`. What must outlive a kill is a parameter or a buffer; what an epoch draws
+    depends on (seed, epoch, rank) alone. Over several processes, a loss that looks at the whole batch takes it from
+    `reidfast.nn.gather_rows`.
 
     Args:
         model: The model; in evaluation mode it turns images into embeddings.
         config: The run's settings.
         data: The data set, for evaluation.
+        recipe: Name and options that make the model again (`build_model`), for the card; None: the card says nothing.
 
     Attributes:
         find_unused_parameters: Set by tasks whose steps leave some parameters out (asked by the data-parallel wrapper).
     """
 
+    model: Any
     find_unused_parameters = False
 
-    def __init__(self, model: nn.Module, config: Any, data: Any) -> None:
+    def __init__(self, model: nn.Module, config: Any, data: Any, recipe: dict[str, Any] | None = None) -> None:
         super().__init__()
-        self.model, self.config, self.data = model, config, data
+        self.model, self.config, self.data, self.recipe = model, config, data, recipe
         self.history: list[dict[str, float]] = []
         self._before = {"wall": 0.0, "cpu": 0.0, "starts": 0}
         self._begun = (time.perf_counter(), time.process_time())
@@ -175,8 +76,18 @@ class ReidTask(lightning.LightningModule):
         before = self._before
         return {"wall": before["wall"] + wall, "cpu": before["cpu"] + cpu, "starts": before["starts"] + 1}
 
-    def prepare(self, module: lightning.LightningDataModule) -> None:
-        """Once, before a fresh run's first evaluation (never on resume): memories are filled, batch norms unfolded."""
+    def prepare(self, module: Any) -> None:
+        """Once, before a fresh run's first evaluation (never on resume): unfold batch norms where `config` says so."""
+        images = getattr(self.config.model, "unfold", 0)
+        if images:
+            unfold_batch_norms(self.model.backbone, module.plain_images(images).to(self.device))
+
+    def configure_optimizers(self) -> Any:
+        """Adam or SGD, the backbone at its own rate, the schedule by epoch."""
+        o = self.config.optim
+        backbone, head = trainable(self.model.backbone.parameters()), trainable(self.model.head_parameters())
+        groups: list[dict[str, Any]] = [{"params": backbone, "lr": o.lr * o.backbone_factor}]
+        return optimizer_and_schedule(groups + ([{"params": head}] if head else []), o)
 
     def card(self) -> dict[str, Any]:
         """How to make the model again, for card.json and the checkpoints; plain values only.
@@ -184,7 +95,7 @@ class ReidTask(lightning.LightningModule):
         `{"model": {"name": ..., "options": {...}}}`, arguments of `create_model`, without weights: `extract`,
         `evaluate` and `export` then take the run as it is. `whole_card` adds `size`, `filter` and `data`.
         """
-        return {}
+        return {} if self.recipe is None else {"model": self.recipe}
 
     def whole_card(self) -> dict[str, Any]:
         """What stands in card.json and in the checkpoints."""
@@ -265,8 +176,8 @@ class ReidTask(lightning.LightningModule):
         group, world, me = None, 1, 0
         if dist.is_available() and dist.is_initialized():
             group, world, me = dist.group.WORLD, dist.get_world_size(), dist.get_rank()
-        mine = np.asarray(shard(len(query), me, world))
-        part = np.asarray(shard(len(gallery), me, world))
+        mine = np.asarray(shard_indices(len(query), me, world))
+        part = np.asarray(shard_indices(len(gallery), me, world))
         x = self.embed(query.select(mine))
         if world > 1:
             pieces: list[Any] = [None] * world
@@ -285,14 +196,33 @@ class ReidTask(lightning.LightningModule):
         )
 
 
-def optimizer_and_schedule(groups: list[dict[str, Any]], config: OptimConfig) -> Any:
-    """Adam or SGD (Nesterov) over parameter groups, the rate by epoch: what `configure_optimizers` returns."""
+def trainable(parameters: Iterable[nn.Parameter]) -> list[nn.Parameter]:
+    """Those that are not frozen."""
+    return [p for p in parameters if p.requires_grad]
+
+
+def optimizer_and_schedule(
+    groups: list[dict[str, Any]], config: OptimConfig, factor: Factor | list[Factor] | None = None
+) -> Any:
+    """Adam or SGD over parameter groups, the rate by epoch: what `configure_optimizers` returns.
+
+    Args:
+        groups: Parameters, and `lr` where it is not the configuration's.
+        config: Optimiser, rate, momentum, weight decay, schedule.
+        factor: From an epoch, counted from 0, to the factor of the rate, for all groups or one each; None: warm-up and
+            milestones of the configuration.
+    """
     optimizer: torch.optim.Optimizer
     if config.optimizer == "adam":
         optimizer = torch.optim.Adam(groups, lr=config.lr, weight_decay=config.weight_decay)
     else:
         optimizer = torch.optim.SGD(
-            groups, lr=config.lr, momentum=config.momentum, nesterov=True, weight_decay=config.weight_decay
+            groups,
+            lr=config.lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov and config.momentum > 0,
+            weight_decay=config.weight_decay,
         )
-    factor = warmup_multistep(warmup=config.warmup, milestones=config.milestones, gamma=config.gamma)
+    if factor is None:
+        factor = warmup_multistep(warmup=config.warmup, milestones=config.milestones, gamma=config.gamma)
     return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]

@@ -7,16 +7,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import sys
 import warnings
 from dataclasses import asdict
-from importlib import import_module
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 import torch.distributed as dist
 
 from reidfast._files import write_whole
+from reidfast.engine.method import Method
 
 # Lightning's advice that does not apply here.
 QUIET = (
@@ -27,15 +28,17 @@ QUIET = (
 )
 
 
-def train(config: Any) -> dict[str, Any]:
+def train(method: Method, config: Any) -> dict[str, Any]:
     """Train, evaluate, and leave the run in the folder `config.out`.
-
-    `config` is the `Config` of a module of `reidfast.engine.methods` (`reidfast.engine.config.parse` makes it).
 
     There: last.ckpt, best.ckpt, weights.safetensors, card.json, metrics.json, logs for TensorBoard, and csv/startN with
     the same values as text (N counts the starts of the run).
     A run that was killed at any moment goes on with `resume`: its last whole epoch is taken up, and what follows is
     what would have followed (bit for bit on the CPU).
+
+    Args:
+        method: What is trained (`reidfast.engine.methods.find_method`).
+        config: Its settings (`method.parse`).
 
     Returns:
         What metrics.json holds: the scores before training and after every evaluated epoch, and the configuration.
@@ -50,7 +53,6 @@ def train(config: Any) -> dict[str, Any]:
         from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
     except ImportError as error:
         raise ImportError('train: lightning is missing; pip install "reidfast[train]"') from error
-    from reidfast.engine.sources import load_sources
     from reidfast.models import save_weights
     from reidfast.nn import convert_sync_batch_norm
 
@@ -63,12 +65,7 @@ def train(config: Any) -> dict[str, Any]:
     if last.exists() and not config.resume:
         raise ValueError(f"train: {out} holds a run already; go on with it (--resume true) or choose another --out")
     lightning.seed_everything(config.seed, verbose=False)
-    method = import_module(type(config).__module__)
-    if hasattr(method, "load"):
-        data = method.load(config)
-    else:
-        data = load_sources(config.data)
-    task, module = method.build(config, data)
+    task, module = method.build(config, method.load(config))
     checkpoints: list[Any] = [
         ModelCheckpoint(
             out,
@@ -124,23 +121,49 @@ def train(config: Any) -> dict[str, Any]:
 
 
 class Launched(NamedTuple):
-    """What torchrun started: processes on this machine, and machines."""
+    """What torchrun started.
 
+    Attributes:
+        rank: Number of this process.
+        local_rank: Its number on this machine.
+        local: Processes on this machine.
+        nodes: Machines.
+    """
+
+    rank: int
+    local_rank: int
     local: int
     nodes: int
 
 
+def launched_processes() -> Launched | None:
+    """What torchrun started; None in a process on its own."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if "TORCHELASTIC_RUN_ID" not in os.environ or world < 2:
+        return None
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    return Launched(int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"]), local, world // local)
+
+
 def join_processes(accelerator: str = "auto") -> Launched | None:
     """Join the processes that torchrun started, before anything is computed; None in a process on its own."""
-    if "TORCHELASTIC_RUN_ID" not in os.environ or int(os.environ.get("WORLD_SIZE", "1")) < 2:
-        return None
-    local, world = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
-    if not dist.is_initialized():
+    launched = launched_processes()
+    if launched is not None and not dist.is_initialized():
         gpu = accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available()
         if gpu:
-            torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+            torch.cuda.set_device(launched.local_rank)
         dist.init_process_group("nccl" if gpu else "gloo")
-    return Launched(local, world // local)
+    return launched
+
+
+def leave_processes() -> NoReturn:
+    """End this process when all have come here; gloo's threads may abort an interpreter that shuts down as usual."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+    os._exit(0)
 
 
 def _write_json(path: Path, content: Any) -> None:

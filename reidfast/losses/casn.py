@@ -58,7 +58,7 @@ class CASNLoss(nn.Module):
         attention: lambda_1.
         siamese: lambda_2.
         consistency: alpha_sa.
-        label_smoothing: Of the cross-entropy.
+        label_smoothing: Label smoothing of the cross-entropy.
         alpha: See `SoftErase`.
         beta: See `SoftErase`.
         normalisation: See `SoftErase`.
@@ -124,7 +124,7 @@ class CASNLoss(nn.Module):
             images: (B, 3, H, W).
             labels: Classes, (B,).
             first: Place in the batch of each pair's first image, (N,); needed where `needs_pairs`.
-            second: Of its second, (N,).
+            second: Place in the batch of each pair's second image, (N,).
             positives: How many of the pairs, the first ones, show one person.
             attentive: With the two attention losses; without, identification and verification only, as in the first
                 epochs, when there is nothing worth attending to yet.

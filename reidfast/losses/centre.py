@@ -23,7 +23,7 @@ class CentreLoss(nn.Module):
         num_classes: Identities C.
         dim: Feature size D.
         lr: Rate of the centres' own SGD.
-        generator: Of the initial centres, N(0, 1).
+        generator: Generator of the initial centres, N(0, 1).
     """
 
     def __init__(

@@ -143,7 +143,7 @@ class ConsistencyLoss(nn.Module):
 
         Args:
             first: Attention of one side, (B, h, w).
-            second: Of the other, (B, h, w).
+            second: Attention of the other side, (B, h, w).
             same: Whether the two show one person, (B,) bool.
         """
         if first.dim() != 3 or first.shape != second.shape or same.shape != first.shape[:1]:

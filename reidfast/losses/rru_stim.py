@@ -33,9 +33,9 @@ class RRUSTIMLoss(nn.Module):
     normalised.
 
     Args:
-        margin: Of the triplets.
-        parts_weight: Of the term over the parts.
-        auxiliary_weight: Of the auxiliary classifier.
+        margin: Margin of the triplet losses.
+        parts_weight: Weight of the loss over the parts.
+        auxiliary_weight: Weight of the auxiliary classifier's loss.
     """
 
     def __init__(self, margin: float = 0.4, *, parts_weight: float = 1.0, auxiliary_weight: float = 1.0) -> None:

@@ -14,7 +14,7 @@ class SetTripletLoss(nn.Module):
         L = 1/(2N) sum max(0, m + ||a - p||^2 - ||a - n||^2)  +  w 1/(2N) sum ||a - p||^2
 
     Liu, Yan, Ouyang, "Quality Aware Network for Set to Set Recognition", CVPR 2017, as its released Caffe layers
-    compute it (METHODS 1.3). The second sum, a contrastive loss whose pairs are all alike, is in the released code (w =
+    compute it. The second sum, a contrastive loss whose pairs are all alike, is in the released code (w =
     1) and not in the paper (w = 0).
 
     Args:

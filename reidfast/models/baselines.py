@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from reidfast.models.backbones import Backbone
+from reidfast.models.over_backbone import OverBackbone, need_classes
+from reidfast.models.registry import register_model
 
 __all__ = ["IDE", "PCB", "Baseline", "BaselineOutput", "StrongBaseline"]
 
@@ -27,23 +29,16 @@ class BaselineOutput(NamedTuple):
     logits: Tensor
 
 
-class Baseline(nn.Module):
-    """A backbone and a head. In training mode ``BaselineOutput``, in evaluation mode the embedding [B, feature_size].
+class Baseline(OverBackbone):
+    """A backbone and a head; in training mode ``BaselineOutput``, in evaluation mode the embedding [B, D]."""
 
-    Attributes:
-        backbone: The network below; its parameters train at the backbone's learning rate.
-        feature_size: Size of the embedding.
-    """
-
-    backbone: Backbone
-    feature_size: int
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters that are not the backbone's."""
-        inside = {id(p) for p in self.backbone.parameters()}
-        return [p for p in self.parameters() if id(p) not in inside]
+    @classmethod
+    def create(cls, *, num_classes: int | None = None, **options: Any) -> Baseline:
+        """The baseline over a backbone that is made from its name."""
+        return super().create(num_classes=need_classes(num_classes), **options)
 
 
+@register_model("ide")
 class IDE(Baseline):
     """Identity classification: pooled feature, FC + BN + ReLU (the embedding), dropout, classifier.
 
@@ -56,6 +51,8 @@ class IDE(Baseline):
         hidden: Width of the hidden layer.
         dropout: Before the classifier.
     """
+
+    classifier_keys = ("classifier.weight",)
 
     def __init__(self, backbone: Backbone, num_classes: int, *, hidden: int = 1024, dropout: float = 0.5) -> None:
         super().__init__()
@@ -76,6 +73,7 @@ class IDE(Baseline):
         return BaselineOutput(features, self.classifier(features).unsqueeze(1))
 
 
+@register_model("strong_baseline")
 class StrongBaseline(Baseline):
     """Pooled feature f_t for the metric losses, BNNeck f_i = BN(f_t) with no bias for the classifier and at test time.
 
@@ -85,6 +83,8 @@ class StrongBaseline(Baseline):
         backbone: Any backbone; the paper's is resnet50 with last stride 1.
         num_classes: Training identities.
     """
+
+    classifier_keys = ("classifier.weight",)
 
     def __init__(self, backbone: Backbone, num_classes: int) -> None:
         super().__init__()
@@ -104,6 +104,7 @@ class StrongBaseline(Baseline):
         return BaselineOutput(features, self.classifier(embedding).unsqueeze(1))
 
 
+@register_model("pcb")
 class PCB(Baseline):
     """Horizontal stripes with a classifier each; the embedding is the stripes' pooled vectors at unit length.
 
@@ -118,6 +119,8 @@ class PCB(Baseline):
         reduced: Channels after the shared 1x1 convolution.
         dropout: On the pooled stripes.
     """
+
+    classifier_keys = ("classifiers.0.weight",)
 
     def __init__(
         self, backbone: Backbone, num_classes: int, *, parts: int = 6, reduced: int = 256, dropout: float = 0.5

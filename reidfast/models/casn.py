@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from reidfast.models.backbones import Backbone
 from reidfast.models.baselines import IDE, PCB, Baseline, BaselineOutput
+from reidfast.models.registry import register_model
 from reidfast.nn.grad_cam import (
     closed_form_reason,
     frozen_layers,
@@ -110,6 +111,7 @@ class PairHead(nn.Module):
         return f"{len(self.weight)}, diff={self.diff!r}, indicator={self.rule!r}"
 
 
+@register_model("casn")
 class CASN(Baseline):
     """IDE or PCB with trainable attention: Grad-CAM of the identity, and of what makes a pair one person.
 
@@ -123,8 +125,8 @@ class CASN(Baseline):
         backbone: Any backbone.
         num_classes: Training identities.
         base: "pcb" or "ide".
-        base_options: Of the baseline (IDE: hidden, dropout; PCB: parts, reduced, dropout).
-        target: Of PCB's part logits, the "sum" or the "mean" gives the map, or "each" a map of its own, which are
+        base_options: Options of the baseline (IDE: hidden, dropout; PCB: parts, reduced, dropout).
+        target: Map of PCB's part logits: one of their "sum" or their "mean", or "each" a map of its own, which are
             summed.
         detach_weights: The weights of the maps count as constants: no second order.
         closed_form: Write the head's derivative out (`reidfast.nn.frozen_layers`) instead of calling autograd with a
@@ -138,6 +140,7 @@ class CASN(Baseline):
         closed_form: Whether the derivative is written out.
     """
 
+    classifier_keys = IDE.classifier_keys + PCB.classifier_keys
     base: IDE | PCB
 
     def __init__(
@@ -223,7 +226,7 @@ class CASN(Baseline):
         Args:
             cells: Maps of the batch, (B, C, h, w).
             first: Place of each pair's first image in the batch, (N,).
-            second: Of its second.
+            second: Place of each pair's second image in the batch, (N,).
 
         Returns:
             Maps of the first images (N, h, w), of the second, and the indicator.

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reidfast.models.backbones import Backbone, OSNet
+from reidfast.models.over_backbone import OverBackbone
 from reidfast.models.paul import PatchBranches
+from reidfast.models.registry import register_model
 from reidfast.nn import FixedPatches
 
 __all__ = ["ClusterContrast"]
@@ -39,7 +41,8 @@ class StripeNeck(nn.Module):
         return x.transpose(0, 1).flatten(1)
 
 
-class ClusterContrast(nn.Module):
+@register_model("cluster_contrast")
+class ClusterContrast(OverBackbone):
     """Pooled feature, batch norm without a learned shift, L2 normalisation: the same in training and evaluation mode.
 
     Dai et al., "Cluster Contrast for Unsupervised Person Re-Identification", ACCV 2022, arXiv:2103.11568.
@@ -73,10 +76,6 @@ class ClusterContrast(nn.Module):
             self.neck = StripeNeck(linear, norm, STRIPES)
             self.feature_size = STRIPES * linear.out_features
             backbone.fc, backbone.feature_size = None, backbone.out_channels
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters that are not the backbone's."""
-        return list(self.neck.parameters())
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [B, 3, H, W] -> [B, feature_size], rows of unit length."""

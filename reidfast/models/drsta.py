@@ -17,12 +17,13 @@ from torch.nn import functional
 
 from reidfast import ops
 from reidfast.models.backbones import Backbone
-from reidfast.models.video import VideoModel, make_backbone
+from reidfast.models.registry import register_model
+from reidfast.models.video import VideoModel
 from reidfast.nn.diverse_attention import HEADS, DiverseAttention
 from reidfast.nn.temporal import POOLS, TemporalAttention, TimePool
 from reidfast.ops._checks import check_choice
 
-__all__ = ["DRSTA", "DRSTAOutput", "drsta"]
+__all__ = ["DRSTA", "DRSTAOutput"]
 
 STAGES = ("backbone", "spatial", "joint")
 
@@ -31,9 +32,9 @@ class DRSTAOutput(NamedTuple):
     """What the model gives in training mode.
 
     Attributes:
-        embedding: Of each clip, unit length, (B, dim); in stage "backbone" of each frame, (B*N, dim).
+        embedding: Embedding of each clip, unit length, (B, dim); in stage "backbone" of each frame, (B*N, dim).
         attention: Spatial attention maps (B*N, K, h*w), or None where there are none.
-        overlap: Of each frame's maps, (B*N,), or None: what `reidfast.losses.DiversityLoss` takes.
+        overlap: Overlap of each frame's maps, (B*N,), or None: what `reidfast.losses.DiversityLoss` takes.
     """
 
     embedding: Tensor
@@ -53,6 +54,7 @@ class Explanation(NamedTuple):
     weights: Tensor
 
 
+@register_model("drsta")
 class DRSTA(VideoModel):
     """Backbone, K spatial attentions, enhancement, temporal attention, final layer.
 
@@ -71,7 +73,7 @@ class DRSTA(VideoModel):
     Args:
         backbone: Any backbone; the paper's is ResNet-50 with last stride 2.
         maps: Attention maps, K. With spatial="average": 1.
-        dim: Of each part's feature and of the embedding.
+        dim: Size of each part's feature and of the embedding.
         spatial: "shared" or "independent" attention heads (`reidfast.nn.DiverseAttention`), or "average": the mean over
             cells, the comparison without attention.
         hidden: Channels inside the attention heads; None: theirs.
@@ -111,6 +113,15 @@ class DRSTA(VideoModel):
         self.frame = nn.Linear(channels, self.feature_size)
         self.stage = "joint"
         self.frozen = False
+
+    @classmethod
+    def create(
+        cls, *, backbone: str | nn.Module = "resnet50", backbone_options: dict[str, Any] | None = None, **options: Any
+    ) -> DRSTA:
+        """The model over a backbone that is made from its name; a ResNet has last stride 2 unless told otherwise."""
+        if isinstance(backbone, str) and backbone.startswith("resnet"):
+            backbone_options = {"last_stride": 2} | (backbone_options or {})
+        return super().create(backbone=backbone, backbone_options=backbone_options, **options)
 
     def set_stage(self, stage: str, *, freeze_backbone: bool | None = None) -> None:
         """Take up a stage of the schedule: what is computed, and which parameters learn.
@@ -229,16 +240,3 @@ class DRSTA(VideoModel):
         if isinstance(self.time, TemporalAttention) and self.stage == "joint":
             return Explanation(attention, self.time.weights(x))
         return Explanation(attention, maps.new_full((batch, frames, self.k), 1 / frames))
-
-
-def drsta(
-    *,
-    backbone: str | Backbone = "resnet50",
-    backbone_weights: Any = None,
-    backbone_options: dict[str, Any] | None = None,
-    **options: Any,
-) -> DRSTA:
-    """What `create_model("drsta", ...)` calls; a ResNet has last stride 2 unless `backbone_options` say otherwise."""
-    if isinstance(backbone, str) and backbone.startswith("resnet"):
-        backbone_options = {"last_stride": 2} | (backbone_options or {})
-    return DRSTA(make_backbone(backbone, backbone_weights, backbone_options), **options)

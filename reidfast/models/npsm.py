@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from reidfast.models.over_backbone import OverBackbone
+from reidfast.models.registry import register_model
 from reidfast.nn.query_conv_lstm import QueryConvLSTM
 from reidfast.nn.region_shrinkage import RegionTree, attention_mass, best_child, coverage, score_regions
 from reidfast.nn.roi_pool import roi_pool
@@ -97,7 +99,8 @@ class Trace(NamedTuple):
     over: Tensor
 
 
-class RegionEmbedder(nn.Module):
+@register_model("two_stage")
+class RegionEmbedder(OverBackbone):
     """A re-ID network that looks at whole images once and at their regions after.
 
     The backbone is cut: its shallow part makes a map of the image, regions are pooled from it, and the deep part makes
@@ -110,7 +113,7 @@ class RegionEmbedder(nn.Module):
         size: (h, w) bins of a region.
         embedding: Size of the embedding behind a linear layer; None: the backbone's own feature.
         roi_op: "align" or "max".
-        sampling_ratio: Of "align".
+        sampling_ratio: Sampling points per bin and side of "align".
         num_classes: Training identities of a classifier on the embedding; None: no classifier.
         freeze_norms: Batch norms that keep the statistics they came with: "all", "shallow" or "none".
         train_shallow: Whether the shallow part is trained.
@@ -159,11 +162,6 @@ class RegionEmbedder(nn.Module):
                     module.eval()
         return self
 
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Everything that is not of the backbone."""
-        of_backbone = {id(p) for p in self.backbone.parameters()}
-        return [p for p in self.parameters() if id(p) not in of_backbone]
-
     def shallow(self, images: Tensor) -> Tensor:
         """Map (N, C, H / stride, W / stride) of images (N, 3, H, W)."""
         x = images
@@ -207,6 +205,7 @@ class RegionEmbedder(nn.Module):
         return self.embed(self.maps(images), boxes, torch.arange(len(images), device=images.device))
 
 
+@register_model("npsm")
 class NPSM(RegionEmbedder):
     """Neural person search machine: the query shrinks the image, step by step, to the person.
 
@@ -233,7 +232,7 @@ class NPSM(RegionEmbedder):
             deviation 1 over the region, through a 3x3 convolution. Not in the paper.
         final_box: "attention": of the proposals in R_T the one with the most attention over the root of its area;
             "identity": the one whose embedding is nearest the query's.
-        options: Of `RegionEmbedder`.
+        options: Options of `RegionEmbedder`.
     """
 
     def __init__(
@@ -327,9 +326,9 @@ class NPSM(RegionEmbedder):
         A region that several queries look at is pooled and convolved once.
 
         Args:
-            maps: Of N images.
+            maps: Maps of N images.
             trees: Their nested regions.
-            query: Of Q queries.
+            query: States of Q queries.
             images: (P,) image of each pair.
             queries: (P,) query of each pair.
             choose: (step, boxes of the children, numbers) -> the row of the child taken by each pair; None: the

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from reidfast.models.backbones import Backbone, OSNet
+from reidfast.models.over_backbone import OverBackbone
+from reidfast.models.registry import register_model
 from reidfast.nn import FixedPatches, PatchGenerator
 
 __all__ = ["PatchBranches", "PatchFeatures", "PatchNet"]
@@ -76,7 +78,8 @@ class PatchBranches(nn.Module):
         return f"parts={self.parts}, channels={self.weight.shape[2]}, dim={self.dim}, relu={self.relu}"
 
 
-class PatchNet(nn.Module):
+@register_model("paul")
+class PatchNet(OverBackbone):
     """Backbone, M patches of its map, a branch each; the embedding is the M unit features side by side.
 
     In training mode ``PatchFeatures``, in evaluation mode the embedding [B, M * d], of norm sqrt(M).
@@ -96,8 +99,8 @@ class PatchNet(nn.Module):
         embedding: Width of the linear layer of each patch that the pre-training's triplet loss sees, and whose frozen
             weights make PAUL's image embedding; None: without (not beside num_classes).
         hidden: Width of the patch generation network's hidden linear layer.
-        align_corners: Of the sampling; the authors' PyTorch 0.4.1 behaved as True.
-        seed: Of random patches.
+        align_corners: Convention of the sampling grid; the authors' PyTorch 0.4.1 behaved as True.
+        seed: Seed of random patches.
 
     Example:
         >>> net = create_model("paul", backbone="osnet_x0_25", dim=64).eval()
@@ -186,7 +189,7 @@ class PatchNet(nn.Module):
             e = concat over m of  x_m . V_m^T,    rows of V_m at unit length
 
         Args:
-            features: Of unit length, [M, B, d].
+            features: Unit features, [M, B, d].
 
         Returns:
             [B, M * embedding]. No gradient for the layers: they are frozen after the pre-training.

@@ -11,21 +11,21 @@ model(clips)                  # dense: [S, n, 3, H, W] -> [S, 2048]
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from reidfast.models.backbones import Backbone, InceptionV3, MobileNetV2, OSNet, ResNet
-from reidfast.models.video import VideoModel, make_backbone
+from reidfast.models.registry import register_model
+from reidfast.models.video import VideoModel
 from reidfast.nn.quality import POOLINGS, QualityPool, QualityUnit, quality_weights
 from reidfast.ops._checks import check_choice
 
-__all__ = ["QAN", "QANOutput", "qan"]
+__all__ = ["QAN", "QANOutput"]
 
 # where the quality unit branches off: the analogue of GoogLeNet's pool3, an eighth of the input
 SPLITS: dict[type[Backbone], str] = {
@@ -52,6 +52,7 @@ class QANOutput(NamedTuple):
     logits: Tensor | None
 
 
+@register_model("qan")
 class QAN(VideoModel):
     """A backbone, a quality unit on its middle representation, set pooling.
 
@@ -76,6 +77,8 @@ class QAN(VideoModel):
         size: (height, width) of the images; kinds "flat" and "image" need it.
         detach_trunk: Keep the quality unit's gradient from the backbone (the published networks do not).
     """
+
+    classifier_keys = ("classifier.weight",)
 
     def __init__(
         self,
@@ -218,14 +221,3 @@ class QAN(VideoModel):
         """Quality sigmoid(z) of each frame, and what it counts in its set, mu: both [T, P]."""
         scores = self.encode_frames(images)[1]
         return scores.sigmoid(), quality_weights(scores, offsets).to(scores.dtype)
-
-
-def qan(
-    *,
-    backbone: str | Backbone = "resnet50",
-    backbone_weights: str | os.PathLike[str] | None = None,
-    backbone_options: dict[str, Any] | None = None,
-    **options: Any,
-) -> QAN:
-    """What `create_model("qan", ...)` calls."""
-    return QAN(make_backbone(backbone, backbone_weights, backbone_options), **options)

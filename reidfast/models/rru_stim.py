@@ -15,13 +15,15 @@ from torch.nn import functional
 
 from reidfast.models.backbones import Backbone
 from reidfast.models.backbones.inception_v3 import InceptionAux, InceptionV3
-from reidfast.models.video import VideoModel, feature_grid, make_backbone
+from reidfast.models.over_backbone import Weights, make_backbone, need_classes
+from reidfast.models.registry import register_model
+from reidfast.models.video import VideoModel, feature_grid
 from reidfast.nn.rru import RRU
 from reidfast.nn.stim import STIM
 from reidfast.nn.temporal import POOLS, TimePool
 from reidfast.ops._checks import check_choice
 
-__all__ = ["RRUSTIM", "RRUSTIMOutput", "rru_stim"]
+__all__ = ["RRUSTIM", "RRUSTIMOutput"]
 
 
 class RRUSTIMOutput(NamedTuple):
@@ -40,6 +42,7 @@ class RRUSTIMOutput(NamedTuple):
     auxiliary: Tensor | None
 
 
+@register_model("rru_stim")
 class RRUSTIM(VideoModel):
     """Backbone, refining recurrent unit, spatial-temporal integration, classifier.
 
@@ -52,15 +55,17 @@ class RRUSTIM(VideoModel):
         num_classes: Training identities.
         refine: Whether the RRU is there.
         time: "stim", or one of the comparisons: "average", "max", "lstm", "gru" over the mean of each frame's map.
-        dim: Of STIM's feature, and of the recurrent networks of the comparisons.
+        dim: Size of STIM's feature, and of the recurrent networks of the comparisons.
         parts: Horizontal parts; None: one per row of the map, as published.
         auxiliary: Whether the auxiliary classifier of Inception-v3 is there, as published; it sees the mean over time
             of Mixed_6e.
-        hidden: Of the classifier's hidden layer.
+        hidden: Width of the classifier's hidden layer.
         dropout: Before the classifier's last layer.
         rru: Further options of `reidfast.nn.RRU`.
         stim: Further options of `reidfast.nn.STIM`.
     """
+
+    classifier_keys = ("classifier.4.weight",)
 
     def __init__(
         self,
@@ -103,6 +108,22 @@ class RRUSTIM(VideoModel):
         nn.init.zeros_(last.bias)
         self.classifier = nn.Sequential(first, nn.BatchNorm1d(hidden), nn.LeakyReLU(0.1), nn.Dropout(dropout), last)
         self.aux = InceptionAux(num_classes) if auxiliary else None
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        backbone: str | nn.Module = "inception_v3",
+        backbone_weights: Weights = None,
+        backbone_options: dict[str, Any] | None = None,
+        size: tuple[int, int] = (299, 299),
+        num_classes: int | None = None,
+        **options: Any,
+    ) -> RRUSTIM:
+        """The model over a backbone that is made from its name, for images of `size` (height, width)."""
+        num_classes = need_classes(num_classes)
+        made = make_backbone(backbone, backbone_weights, backbone_options)
+        return cls(made, feature_grid(made, *size), num_classes, **options)
 
     def refine(self, maps: Tensor) -> Tensor:
         """Maps (B, T, C, h, w) -> refined maps; the same where there is no RRU."""
@@ -152,19 +173,3 @@ class RRUSTIM(VideoModel):
             maps, below = self.backbone.forward_maps(clips.flatten(0, 1))
             return self.forward_maps(maps.unflatten(0, clips.shape[:2]), below.unflatten(0, clips.shape[:2]))
         return self.forward_maps(self.maps(clips))
-
-
-def rru_stim(
-    *,
-    num_classes: int | None = None,
-    backbone: str | Backbone = "inception_v3",
-    backbone_weights: Any = None,
-    backbone_options: dict[str, Any] | None = None,
-    size: tuple[int, int] = (299, 299),
-    **options: Any,
-) -> RRUSTIM:
-    """The model for images of `size` (height, width): what `create_model("rru_stim", ...)` calls."""
-    if num_classes is None or num_classes < 1:
-        raise ValueError(f"create_model: expected num_classes, the number of training identities, got {num_classes}")
-    made = make_backbone(backbone, backbone_weights, backbone_options)
-    return RRUSTIM(made, feature_grid(made, *size), num_classes, **options)

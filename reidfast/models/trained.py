@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .registry import create_model
 from .weights import WeightsError, fit_state, read_weights
 
 __all__ = ["Trained", "is_trained", "load_trained", "read_card"]
@@ -55,8 +56,6 @@ def load_trained(path: str | os.PathLike[str]) -> Trained:
         WeightsError: Damaged, not a run of reidfast, or a card that does not say how to make the model. Nothing but
             tensors and plain values is read: a file cannot run code.
     """
-    from . import create_model
-
     card, state, source = _read(Path(path))
     made = card.get("model")
     if not isinstance(made, dict) or not isinstance(made.get("name"), str):

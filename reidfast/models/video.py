@@ -4,16 +4,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reidfast.models.backbones import Backbone
+from reidfast.models.over_backbone import OverBackbone
 
-__all__ = ["VideoModel", "feature_grid", "make_backbone"]
+__all__ = ["VideoModel", "feature_grid"]
 
 
 def feature_grid(backbone: Backbone, height: int, width: int) -> tuple[int, int]:
@@ -33,42 +32,12 @@ def feature_grid(backbone: Backbone, height: int, width: int) -> tuple[int, int]
     return int(found[2]), int(found[3])
 
 
-def make_backbone(
-    backbone: str | Backbone, weights: str | os.PathLike[str] | None = None, options: dict[str, Any] | None = None
-) -> Backbone:
-    """The backbone of that name, with its weights and options; a backbone stays as it is."""
-    if isinstance(backbone, Backbone):
-        if weights is not None or options:
-            raise ValueError(
-                "create_model: expected backbone_weights and backbone_options beside the name of a backbone"
-            )
-        return backbone
-    from reidfast.models import create_model
-
-    made = create_model(backbone, weights=weights, **(options or {}))
-    if not isinstance(made, Backbone):
-        raise ValueError(f"create_model: expected the name of a backbone, got {backbone!r}")
-    return made
-
-
-class VideoModel(nn.Module):
+class VideoModel(OverBackbone):
     """A backbone over the frames of clips, and a head over their maps.
 
     Clips are (B, T, 3, H, W); images (B, 3, H, W) are clips of one frame. In evaluation mode a model gives the
     embedding (B, feature_size).
-
-    Attributes:
-        backbone: The network below; its parameters train at the backbone's learning rate.
-        feature_size: Size of the embedding.
     """
-
-    backbone: Backbone
-    feature_size: int
-
-    def head_parameters(self) -> list[nn.Parameter]:
-        """Parameters that are not the backbone's."""
-        inside = {id(p) for p in self.backbone.parameters()}
-        return [p for p in self.parameters() if id(p) not in inside]
 
     def maps(self, clips: Tensor) -> Tensor:
         """Clips (B, T, 3, H, W), or images (B, 3, H, W) -> maps (B, T, C, h, w)."""

@@ -22,7 +22,7 @@ class DiverseAttention(nn.Module):
     CVPR 2018. The authors' code has the shared trunk, their paper independent heads.
 
     Args:
-        channels: Of the feature map, D.
+        channels: Channels of the feature map, D.
         maps: How many, K.
         hidden: Channels of the trunk, or of each head; None: 64 shared, 128 independent.
         head: "shared" or "independent".

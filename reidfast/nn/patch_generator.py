@@ -40,7 +40,7 @@ class FixedPatches(nn.Module):
         kind: "stripes", M horizontal ones from top to bottom, or "random", M boxes drawn once.
         size: As in ``PatchGenerator``.
         align_corners: As in ``reidfast.ops.sample_patches``.
-        seed: Of random boxes.
+        seed: Seed of random boxes.
 
     Example:
         >>> FixedPatches(6)(torch.randn(2, 8, 24, 8)).shape
@@ -93,7 +93,7 @@ class PatchGenerator(nn.Module):
     authors' code. 77,625,892 parameters at the defaults.
 
     Args:
-        channels: Of the feature map, C.
+        channels: Channels of the feature map, C.
         patches: How many, M.
         hidden: Width of the linear layer before the last.
         size: Size (h, w) of a patch; None takes the map's own, as the authors do.

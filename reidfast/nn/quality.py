@@ -28,11 +28,11 @@ class QualityUnit(nn.Module):
     N(0, 0.01^2) and zero bias, so that every frame starts at a quality near 0.5.
 
     Args:
-        in_channels: Of the map; 3 for "image".
+        in_channels: Channels of the map; 3 for "image".
         parts: Scores a frame (P-QAN has three).
         kind: See above.
         hidden: Channels of the convolutions of "pool3".
-        pooling: Of the 2x2 pooling: "max", or "mean", which is no more than the mean over the cells that follows.
+        pooling: Kind of 2x2 pooling: "max", or "mean", which is no more than the mean over the cells that follows.
         size: (height, width) of the input map or image; "flat" and "image" need it.
 
     Example:

@@ -27,9 +27,9 @@ class QueryConvLSTM(nn.Module):
     ``ops.query_lstm_cell``, and the first step, where h is zero, only the pass.
 
     Args:
-        channels: Of x and q.
+        channels: Channels of x and q.
         hidden: Dh, of h and c.
-        kernel: Of the convolutions, odd.
+        kernel: Size of the convolutions, odd.
         query_in_candidate: Whether q enters g_t as well (False: the three gates only).
         peephole: The terms w_c, one weight a channel (zero at the start).
         forget_bias: Start of b_f.

@@ -87,8 +87,8 @@ class RegionTree:
 
     Args:
         proposals: (J, 4) as x1, y1, x2, y2.
-        width: Of the image.
-        height: Of the image.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
         clusters: Children of a region, at most.
         steps: Depth of the tree.
         shrinkage: A region with a single child that keeps more than this share of its area is not shrunk further.
@@ -112,7 +112,7 @@ class RegionTree:
         self._children: dict[int, tuple[int, ...]] = {}
 
     def children(self, region: int) -> tuple[int, ...]:
-        """Numbers of a region's children; empty where the search stops (METHODS: depth, one proposal, no shrinkage)."""
+        """Numbers of a region's children; empty where the search stops (depth, one proposal, no shrinkage)."""
         if region not in self._children:
             self._children[region] = self._divide(region)
         return self._children[region]

@@ -41,7 +41,7 @@ class RRU(nn.Module):
     mode the batch norm's running statistics still see the zeros that the published code feeds it there.
 
     Args:
-        channels: Of the feature maps, C.
+        channels: Channels of the feature maps, C.
         grid: Their height and width; the spatial attention is a network over the cells, so it is made for one grid.
             8 x 8 in the paper.
         hidden: Channels of r.
@@ -99,7 +99,7 @@ class RRU(nn.Module):
 
         Args:
             maps: (B, T, C, H, W), T >= 1.
-            state: Of the frames before, where this is a further chunk of the same tracks. None: tracks begin.
+            state: State of the frames before, where this is a further chunk of the same tracks. None: tracks begin.
 
         Returns:
             Refined maps (B, T, C, H, W) (a view: time lies outermost in memory and channels innermost), and the state.

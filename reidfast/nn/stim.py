@@ -31,8 +31,8 @@ class STIM(nn.Module):
     2019; sizes of the authors' code. Any grid, any number of frames.
 
     Args:
-        channels: Of the feature maps, C.
-        dim: Of the result.
+        channels: Channels of the feature maps, C.
+        dim: Size of the result.
         hidden: Channels after the first convolution.
 
     Example:

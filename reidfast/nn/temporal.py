@@ -27,7 +27,7 @@ class TemporalAttention(nn.Module):
 
     Args:
         parts: K.
-        dim: Of a part's feature, D.
+        dim: Size of a part's feature, D.
         standardize: Scores of features of unit length lie in a narrow band at first; this factor widens them.
 
     Example:
@@ -74,8 +74,8 @@ class TimePool(nn.Module):
 
     Args:
         kind: "average", "max", "lstm" or "gru".
-        dim: Of the features.
-        hidden: Of the recurrent network; None: dim.
+        dim: Size of the features.
+        hidden: Hidden size of the recurrent network; None: dim.
 
     Example:
         >>> TimePool("gru", 16, hidden=8)(torch.randn(2, 5, 16)).shape

@@ -45,8 +45,8 @@ def draw_attention(
     Args:
         pictures: uint8 (H, W, 3), those of a pair one after the other.
         attention: Heading -> a map (h, w) for each picture, (N, h, w).
-        height: Of each picture in the sheet.
-        width: Of each picture in the sheet.
+        height: Height of each picture in the sheet in pixels.
+        width: Width of each picture in the sheet in pixels.
     """
     maps = {name: np.asarray(values) for name, values in attention.items()}
     if len(pictures) % 2 or any(len(m) != len(pictures) for m in maps.values()):

@@ -29,8 +29,8 @@ def draw_ranked_lists(
         file: With query and gallery, and their paths.
         lists: From `rank_queries`.
         roots: The folders of the images, "query" and "gallery".
-        height: Of each picture.
-        width: Of each picture.
+        height: Height of each picture in pixels.
+        width: Width of each picture in pixels.
     """
     longest = max((len(found.rows) for found in lists), default=0)
     cell_w, cell_h = width + 2 * FRAME + GAP, height + 2 * FRAME + GAP + TEXT

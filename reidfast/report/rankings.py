@@ -24,7 +24,7 @@ class RankedList(NamedTuple):
     Attributes:
         query: Row of the query split.
         rows: Rows of the gallery, nearest first; fewer than asked for where the gallery has no more that count.
-        distances: Of those rows.
+        distances: Distances of those rows.
         matches: Whether each has the query's identity.
     """
 

@@ -33,7 +33,7 @@ class Search(NamedTuple):
         scene: The picture.
         query: The query's crop.
         regions: (t+1, 4): R_0 ... R_t.
-        attention: Of every step, (K, K) over the region before it.
+        attention: Attention of every step, (K, K) over the region before it.
         box: Where the search ended.
         similarity: Cosine of the box and the query.
         truth: Where the person is, or None.
@@ -171,9 +171,9 @@ def animate(
     Args:
         searches: What to show.
         path: The file; it appears whole.
-        seconds: Of a frame.
-        width: Of the scenes; None: their own.
-        colors: Of the palette: fewer make a smaller file.
+        seconds: Seconds that a frame is shown.
+        width: Width of the scenes in pixels; None: their own.
+        colors: Colours of the palette: fewer make a smaller file.
     """
     if not searches:
         raise ValueError("animate: expected at least one search, got none")

@@ -44,10 +44,10 @@ def draw_tracklet_attention(
         attention: (N, K, h, w), as `reidfast.models.DRSTA.explain` gives it; each map is drawn relative to its own
             largest cell.
         weights: (N, K), sums to 1 over the frames; a full bar is the largest weight of all. None: no bars.
-        names: Of the K rows; default: map 1, map 2, ...
+        names: Names of the K rows; default: map 1, map 2, ...
         notes: Written over each frame.
-        height: Of each frame.
-        width: Of each frame.
+        height: Height of each frame in pixels.
+        width: Width of each frame in pixels.
     """
     maps = np.asarray(attention, np.float64)
     count = len(images)
@@ -122,8 +122,8 @@ def explain_tracklet(
         frames: One of each of so many chunks.
         size: (height, width) of the model's input.
         filter: Resize filter.
-        height: Of each frame in the picture.
-        width: Of each frame in the picture.
+        height: Height of each frame in the picture in pixels.
+        width: Width of each frame in the picture in pixels.
     """
     import torch
 

@@ -22,7 +22,7 @@ class TrackletRow:
 
     Args:
         images: The frames.
-        values: Of each frame, by name, drawn as bars in this order.
+        values: Values of each frame, by name, drawn as bars in this order.
         title: Over the row.
         full: What fills a bar, by name; default: 1 for values within 0..1, else the largest.
     """
@@ -48,8 +48,8 @@ def draw_tracklets(rows: Sequence[TrackletRow], *, height: int = 128, width: int
 
     Args:
         rows: The tracklets.
-        height: Of each frame.
-        width: Of each frame.
+        height: Height of each frame in pixels.
+        width: Width of each frame in pixels.
     """
     if not rows or not any(row.images for row in rows):
         raise ValueError("draw_tracklets: expected at least one row with a frame, got none")

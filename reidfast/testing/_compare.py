@@ -24,8 +24,8 @@ def assert_no_worse(
     """Raise AssertionError unless ``actual`` is as near to ``exact`` as plain PyTorch in the same dtype is.
 
     The largest absolute error of each tensor must not exceed ``factor`` times that of ``eager``, plus a floor of
-    ``ulps`` units in the last place of the largest exact value, or of ``terms`` where that is larger. Integer and boolean tensors must be equal. NaN and
-    infinities must stand in the same places.
+    ``ulps`` units in the last place of the largest exact value, or of ``terms`` where that is larger. Integer and
+    boolean tensors must be equal. NaN and infinities must be in the same places.
 
     Args:
         actual: Result under test: a tensor, or a (nested) sequence of them, None allowed.

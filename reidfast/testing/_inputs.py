@@ -44,7 +44,7 @@ def make_embeddings(
         per_identity: Rows of each identity.
         spread: Standard deviation within an identity over that between identities.
         normalized: Whether rows have unit length.
-        seed: Of a generator of its own; the global one is left alone.
+        seed: Seed of a generator of its own; the global one is left alone.
     """
     generator = torch.Generator().manual_seed(seed)
     labels = make_identities(rows, per_identity, seed=seed)

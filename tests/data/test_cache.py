@@ -177,11 +177,11 @@ def test_random_transform_does_not_write_into_the_cache(records: Records, folder
 
 
 def test_several_tables(tmp_path: Path, trees: SimpleNamespace, folder: Path) -> None:
-    from reidfast.data import load
+    from reidfast.data import load_dataset
 
     root = trees.market(tmp_path / "market1501")
     with pytest.warns(UserWarning, match="as published"):
-        data = load("market1501", root)
+        data = load_dataset("market1501", root)
     cache = cached(list(data.splits.values()), 16, 8, folder=folder)
     assert len(cache) == 10
     for table in data.splits.values():

@@ -99,8 +99,8 @@ def test_a_decoder_can_be_given(tmp_path: Path) -> None:
 
 
 def test_real_images_decode(reidfast_data: Path) -> None:
-    from reidfast.data import load
+    from reidfast.data import load_dataset
 
     for name in ("market751_mini", "cuhk03_np_detected", "pets09_reentry"):
-        image, pid, camid, index = ImageDataset(load(name, reidfast_data).gallery, EvalTransform(256, 128))[7]
+        image, pid, camid, index = ImageDataset(load_dataset(name, reidfast_data).gallery, EvalTransform(256, 128))[7]
         assert image.shape == (3, 256, 128) and image.isfinite().all() and index == 7

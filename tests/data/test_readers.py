@@ -18,13 +18,13 @@ pytestmark = pytest.mark.filterwarnings("error::reidfast.data.DataWarning")
 def load_small(name: str, root: Path, **options: object) -> data.ReidData:
     """Loads a made-up tree, whose counts must be complained about."""
     with pytest.warns(data.DataWarning, match="as published"):
-        return data.load(name, root, **options)
+        return data.load_dataset(name, root, **options)
 
 
 def test_names_and_unknown_name() -> None:
-    assert {"market1501", "cuhk03_np", "msmt17", "folder", "market751_holdout"} <= set(data.names())
+    assert {"market1501", "cuhk03_np", "msmt17", "folder", "market751_holdout"} <= set(data.list_datasets())
     with pytest.raises(ValueError, match="expected one of cuhk03_np, .* got 'market'"):
-        data.load("market")
+        data.load_dataset("market")
 
 
 # where data is looked for
@@ -34,22 +34,22 @@ def test_missing_folder_says_what_and_where(
     trees: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(FileNotFoundError, match=r"market1501: no such folder: .*nowhere \(the folder given\)"):
-        data.load("market1501", tmp_path / "nowhere")
+        data.load_dataset("market1501", tmp_path / "nowhere")
     monkeypatch.setenv("REIDFAST_DATA", str(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError, match=r"gone \(REIDFAST_DATA\)"):
-        data.load("msmt17")
+        data.load_dataset("msmt17")
     with pytest.raises(
         FileNotFoundError, match="bounding_box_train, query, bounding_box_test in .* or its folder market1501"
     ):
-        data.load("market1501", tmp_path)
+        data.load_dataset("market1501", tmp_path)
     monkeypatch.delenv("REIDFAST_DATA")
-    monkeypatch.setattr("reidfast.data.registry.__file__", str(tmp_path / "checkout/reidfast/data/registry.py"))
     with pytest.raises(
-        FileNotFoundError, match="shared/data .beside the checkout.; set REIDFAST_DATA or give root"
+        FileNotFoundError, match="market1501: expected the folder .* REIDFAST_DATA, got neither"
     ) as error:
-        data.load("market1501")
+        data.load_dataset("market1501")
     assert "\n" not in str(error.value)
-    trees.market(tmp_path / "shared/data/market1501")
+    trees.market(tmp_path / "sets/market1501")
+    monkeypatch.setenv("REIDFAST_DATA", str(tmp_path / "sets"))
     assert len(load_small("market1501", None).train) == 3
 
 
@@ -73,7 +73,7 @@ def test_market(trees: SimpleNamespace, tmp_path: Path) -> None:
 def test_market_train_only_says_what_is_missing(trees: SimpleNamespace, tmp_path: Path) -> None:
     trees.market(tmp_path, ["bounding_box_train"])
     with pytest.warns(data.DataWarning) as seen:
-        found = data.load("market1501", tmp_path)
+        found = data.load_dataset("market1501", tmp_path)
     assert any("no images in query and bounding_box_test" in str(w.message) for w in seen)
     assert len(found.train) == 3 and len(found.query) == len(found.gallery) == 0
 
@@ -91,20 +91,20 @@ def test_market_counts_are_the_published_ones(
         "gallery": {"images": 5, "ids": 2, "cameras": 4, "junk": 1, "distractors": 1},
     }
     monkeypatch.setattr(market1501, "PUBLISHED", right)
-    assert data.load("market1501", tmp_path).notes == ()
+    assert data.load_dataset("market1501", tmp_path).notes == ()
     for split, row in right.items():
         for key in row:
             wrong = {**right, split: {**row, key: row[key] + 1}}
             monkeypatch.setattr(market1501, "PUBLISHED", wrong)
             with pytest.warns(data.DataWarning, match=f"{split}: expected {row[key] + 1} {key} as published, found"):
-                data.load("market1501", tmp_path)
+                data.load_dataset("market1501", tmp_path)
 
 
 def test_market_rejects_a_strange_name(trees: SimpleNamespace, tmp_path: Path) -> None:
     trees.market(tmp_path)
     trees.touch_images(tmp_path / "query", ["holiday.jpg"])
     with pytest.raises(ValueError, match=r"expected a name like 0002_c1s1_000451_03.jpg in .*query, got holiday.jpg"):
-        data.load("market1501", tmp_path)
+        data.load_dataset("market1501", tmp_path)
 
 
 # CUHK03-NP
@@ -133,18 +133,18 @@ def test_cuhk03_renamed_folders(trees: SimpleNamespace, tmp_path: Path) -> None:
 
 def test_cuhk03_errors(trees: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected boxes 'detected' or 'labeled', got 'drawn'"):
-        data.load("cuhk03_np", tmp_path, boxes="drawn")
+        data.load_dataset("cuhk03_np", tmp_path, boxes="drawn")
     trees.cuhk03(tmp_path)
     (tmp_path / "images_detected/1_002_1_01.png").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 6 listed images are missing, first .*1_002_1_01.png"):
-        data.load("cuhk03_np", tmp_path)
+        data.load_dataset("cuhk03_np", tmp_path)
     protocol = tmp_path / "cuhk03_new_protocol_config_detected.mat"
     protocol.write_bytes(b"MATLAB 5.0 MAT-file" + b"\0" * 200)
     with pytest.raises(ValueError, match="expected the CUHK03-NP protocol in"):
-        data.load("cuhk03_np", tmp_path)
+        data.load_dataset("cuhk03_np", tmp_path)
     protocol.unlink()
     with pytest.raises(FileNotFoundError, match="not the protocol file cuhk03_new_protocol_config_detected.mat"):
-        data.load("cuhk03_np", tmp_path)
+        data.load_dataset("cuhk03_np", tmp_path)
 
 
 # MSMT17
@@ -166,14 +166,14 @@ def test_msmt17_errors(trees: SimpleNamespace, tmp_path: Path) -> None:
     trees.msmt17(tmp_path)
     (tmp_path / "list_gallery.txt").unlink()
     with pytest.warns(data.DataWarning) as seen:
-        data.load("msmt17", tmp_path)
+        data.load_dataset("msmt17", tmp_path)
     assert any("no list_gallery.txt" in str(w.message) for w in seen)
     (tmp_path / "list_query.txt").write_text("0000/0000_000_01_0113morning_0015_0.jpg\n")
     with pytest.raises(ValueError, match=r"expected '<path> <pid>' at .*list_query.txt:1"):
-        data.load("msmt17", tmp_path)
+        data.load_dataset("msmt17", tmp_path)
     (tmp_path / "list_query.txt").write_text("0000/0000_000_01_none.jpg 0\n")
     with pytest.raises(FileNotFoundError, match="1 of 4 listed images are missing"):
-        data.load("msmt17", tmp_path)
+        data.load_dataset("msmt17", tmp_path)
 
 
 # a plain folder
@@ -181,43 +181,43 @@ def test_msmt17_errors(trees: SimpleNamespace, tmp_path: Path) -> None:
 
 def test_folder_without_splits(trees: SimpleNamespace, tmp_path: Path) -> None:
     trees.touch_images(tmp_path, ["0007/1_a.jpg", "0007/c2_b.png", "12/3_x.jpg", "12/1.jpg"])
-    found = data.load("folder", tmp_path)
+    found = data.load_dataset("folder", tmp_path)
     assert found.train.pids.tolist() == [7, 7, 12, 12] and found.train.camids.tolist() == [1, 2, 1, 3]
     assert "name" not in found.train.extra
-    drawn = data.load("folder", tmp_path, test=1.0)
+    drawn = data.load_dataset("folder", tmp_path, test=1.0)
     assert len(drawn.train) == 0 and len(drawn.query) == 4
 
 
 def test_folder_with_splits_and_names(trees: SimpleNamespace, tmp_path: Path) -> None:
     trees.touch_images(tmp_path, ["train/bo/1_a.jpg", "query/ann/1_a.jpg", "gallery/ann/2_a.jpg", "gallery/cy/1_a.jpg"])
-    found = data.load("folder", tmp_path)
+    found = data.load_dataset("folder", tmp_path)
     assert (
         found.train.pids.tolist() == [1] and found.query.pids.tolist() == [0] and found.gallery.pids.tolist() == [0, 2]
     )
     assert found.gallery.extra["name"].tolist() == ["ann", "cy"]
     with pytest.raises(ValueError, match="expected test=None"):
-        data.load("folder", tmp_path, test=0.5)
+        data.load_dataset("folder", tmp_path, test=0.5)
 
 
 def test_folder_errors(trees: SimpleNamespace, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="expected root"):
-        data.load("folder")
+        data.load_dataset("folder")
     with pytest.raises(FileNotFoundError, match="found no <person>/<camera>"):
-        data.load("folder", tmp_path)
+        data.load_dataset("folder", tmp_path)
     trees.touch_images(tmp_path, ["1/front.jpg"])
     with pytest.raises(ValueError, match="got front.jpg"):
-        data.load("folder", tmp_path)
+        data.load_dataset("folder", tmp_path)
 
 
 def test_csv(trees: SimpleNamespace, tmp_path: Path) -> None:
     trees.touch_images(tmp_path, ["x/a.jpg", "x/b.jpg", "c.jpg"])
     table = tmp_path / "people.csv"
     table.write_text("split,path,pid,camid\ntrain,x/a.jpg,5,1\nquery,x/b.jpg,-1,2\ngallery,c.jpg,6,3\n")
-    for found in (data.load("folder", table), data.load(str(table))):
+    for found in (data.load_dataset("folder", table), data.load_dataset(str(table))):
         assert found.train.pids.tolist() == [5] and found.query.pids.tolist() == [-1]
         assert found.gallery.paths == ("c.jpg",) and found.gallery.camids.tolist() == [3]
     table.rename(tmp_path / "index.csv")
-    assert len(data.load("folder", tmp_path).gallery) == 1
+    assert len(data.load_dataset("folder", tmp_path).gallery) == 1
 
 
 @pytest.mark.parametrize(
@@ -233,15 +233,15 @@ def test_csv_errors(trees: SimpleNamespace, tmp_path: Path, text: str, words: st
     trees.touch_images(tmp_path, ["a.jpg"])
     (tmp_path / "index.csv").write_text(text)
     with pytest.raises(ValueError, match=words):
-        data.load("folder", tmp_path)
+        data.load_dataset("folder", tmp_path)
 
 
 def test_csv_missing_image(tmp_path: Path) -> None:
     (tmp_path / "index.csv").write_text("path,pid,camid,split\na.jpg,1,1,train\n")
     with pytest.raises(FileNotFoundError, match="1 of 1 listed images are missing, first .*a.jpg"):
-        data.load("folder", tmp_path)
+        data.load_dataset("folder", tmp_path)
     with pytest.raises(FileNotFoundError, match="no such file: .*none.csv"):
-        data.load("folder", tmp_path / "none.csv")
+        data.load_dataset("folder", tmp_path / "none.csv")
 
 
 # JSON splits
@@ -267,14 +267,14 @@ def test_json_split(trees: SimpleNamespace, tmp_path: Path) -> None:
     assert found.gallery.pids.tolist() == [1] and found.gallery.camids.tolist() == [6]
     assert found.gallery.extra["sequence"].tolist() == [4] and found.gallery.extra["frame"].tolist() == [12345]
     assert found.info["title"] == "three rows"
-    other = data.load(str(tmp_path / "splits/market751_mini.json"), tmp_path / "market1501")
+    other = data.load_dataset(str(tmp_path / "splits/market751_mini.json"), tmp_path / "market1501")
     assert other.query.paths == found.query.paths
 
 
 def test_json_tracklets(trees: SimpleNamespace, tmp_path: Path) -> None:
     rows = [[2, 1, 1, ["0002_c1s1_000451_03.jpg"]], [7, 3, 2, ["0007_c3s2_000001_01.jpg"]]]
     write_split(trees, tmp_path, {"name": "t", "fields": ["pid", "camid", "seq", ["frames"]], "tracklets": rows})
-    found = data.load("json", tmp_path / "splits/market751_mini.json", images=tmp_path / "market1501")
+    found = data.load_dataset("json", tmp_path / "splits/market751_mini.json", images=tmp_path / "market1501")
     assert found.train is found.info["tracklets"]
     assert found.train.pids.tolist() == [2, 7] and found.train.extra["tracklet"].tolist() == [0, 1]
 
@@ -299,12 +299,12 @@ def test_json_errors(
 ) -> None:
     write_split(trees, tmp_path, content)
     with pytest.raises(error, match=words):
-        data.load("market751_mini", tmp_path)
+        data.load_dataset("market751_mini", tmp_path)
 
 
 def test_json_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="found no split file"):
-        data.load("market751_mini", tmp_path)
+        data.load_dataset("market751_mini", tmp_path)
 
 
 # the real thing, where it is
@@ -316,7 +316,7 @@ def test_json_missing(tmp_path: Path) -> None:
 def test_real_counts(reidfast_data: Path, name: str) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found = data.load(name, reidfast_data)
+        found = data.load_dataset(name, reidfast_data)
     assert found.notes == () and len(found.query) and len(found.gallery)
     assert not set(found.train.pids) & set(found.query.pids)
     assert not set(found.query.paths) & set(found.gallery.paths)
@@ -324,20 +324,20 @@ def test_real_counts(reidfast_data: Path, name: str) -> None:
 
 def test_real_market_is_train_only(reidfast_data: Path) -> None:
     with pytest.warns(data.DataWarning, match="only train can be used"):
-        found = data.load("market1501", reidfast_data)
+        found = data.load_dataset("market1501", reidfast_data)
     assert found.summary()["train"] == {"images": 12936, "ids": 751, "cameras": 6, "junk": 0, "distractors": 0}
     assert len(found.notes) == 1
 
 
 def test_real_protocol_file_and_json_agree(reidfast_data: Path) -> None:
-    mat, listed = data.load("cuhk03_np", reidfast_data), data.load("cuhk03_np_detected", reidfast_data)
+    mat, listed = data.load_dataset("cuhk03_np", reidfast_data), data.load_dataset("cuhk03_np_detected", reidfast_data)
     for split in ("train", "query", "gallery"):
         a, b = mat.splits[split], listed.splits[split]
         assert a.paths == b.paths and np.array_equal(a.pids, b.pids) and np.array_equal(a.camids, b.camids)
 
 
 def test_real_tracklets(reidfast_data: Path) -> None:
-    frames = data.load("market751_tracklets", reidfast_data).train
+    frames = data.load_dataset("market751_tracklets", reidfast_data).train
     lengths = np.bincount(frames.extra["tracklet"])
     assert len(lengths) == 6426 and (lengths >= 3).sum() == 1593 and (lengths >= 5).sum() == 274
-    assert len(data.load("pets09_reentry", reidfast_data).info["tracklets"]) > 500
+    assert len(data.load_dataset("pets09_reentry", reidfast_data).info["tracklets"]) > 500

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from reidfast.data.samplers import IdentitySampler, PairSampler, ShuffleSampler, shard
+from reidfast.data.samplers import IdentitySampler, PairSampler, ShuffleSampler, shard_indices
 
 
 def make(ids: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -208,11 +208,11 @@ def test_shuffle_rejects() -> None:
 
 def test_shard() -> None:
     for n, world in ((10, 3), (2, 4), (0, 2)):
-        parts = [shard(n, r, world) for r in range(world)]
+        parts = [shard_indices(n, r, world) for r in range(world)]
         assert [i for part in parts for i in part] == list(range(n))
         assert max(map(len, parts)) - min(map(len, parts)) <= 1
     with pytest.raises(ValueError, match="rank in 0..1"):
-        shard(3, 2, 2)
+        shard_indices(3, 2, 2)
 
 
 def test_ranks_come_from_torch_distributed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reidfast.data import DataWarning, Queries, Scenes, load_search, search_names
+from reidfast.data import DataWarning, Queries, Scenes, list_search_datasets, load_search
 from reidfast.data.search import draw_galleries, draw_queries
 from reidfast.data.synthetic import CrowdSet, CrowdWorld
 from reidfast.evaluation import Detections, box_iou, person_search
@@ -160,7 +160,7 @@ def test_prw(tmp_path):
 
 
 def test_unknown_name():
-    assert {"cuhk_sysu", "prw", "pets09_s2l1", "synthetic_scenes"} <= set(search_names())
+    assert {"cuhk_sysu", "prw", "pets09_s2l1", "synthetic_scenes"} <= set(list_search_datasets())
     with pytest.raises(ValueError, match="expected one of cuhk_sysu"):
         load_search("cuhk")
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reidfast.data import World, contact_sheet, decode, load, write_synthetic
+from reidfast.data import World, contact_sheet, decode, load_dataset, write_synthetic
 from reidfast.data.registry import cache_folder
 from reidfast.data.synthetic import PARTS, Pose, SyntheticSet, View, draw_figure
 from reidfast.data.synthetic.people import COLOURS
@@ -250,20 +250,20 @@ def test_write_and_read(tmp_path: Path) -> None:
 
 
 def test_load_makes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = load("synthetic", tmp_path / "s", **SMALL)
+    first = load_dataset("synthetic", tmp_path / "s", **SMALL)
     stamp = first.train.absolute(0).stat().st_mtime_ns
     monkeypatch.setattr("reidfast.data.synthetic.sets._render_files", lambda *a: pytest.fail("rendered again"))
-    again = load("synthetic", tmp_path / "s")  # a finished folder knows its parameters
+    again = load_dataset("synthetic", tmp_path / "s")  # a finished folder knows its parameters
     assert again.train.paths == first.train.paths and again.info["synthetic"] == first.info["synthetic"]
     assert again.train.absolute(0).stat().st_mtime_ns == stamp
 
 
 def test_default_folder_is_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REIDFAST_CACHE", str(tmp_path))
-    data = load("synthetic", **SMALL)
+    data = load_dataset("synthetic", **SMALL)
     assert tmp_path in data.train.root.parents and cache_folder() == tmp_path
-    assert load("synthetic", **SMALL).train.root == data.train.root
-    assert load("synthetic", **{**SMALL, "seed": 1}).train.root != data.train.root
+    assert load_dataset("synthetic", **SMALL).train.root == data.train.root
+    assert load_dataset("synthetic", **{**SMALL, "seed": 1}).train.root != data.train.root
 
 
 def test_workers_and_progress(tmp_path: Path) -> None:

@@ -19,9 +19,7 @@ from reidfast.data.clips import (
     chunk_frames,
     clip_frames,
     collate_sets,
-    group_by_size,
     set_frames,
-    split_clips,
 )
 from reidfast.data.transforms import TrainTransform
 
@@ -93,7 +91,7 @@ def test_rejects(change: dict, words: str) -> None:
 
 
 def test_chunks_cover_the_tracklet() -> None:
-    """METHODS 4.1: chunk k is [floor(kT/N), floor((k+1)T/N)); an empty one repeats floor(kT/N)."""
+    """Chunk k is [floor(kT/N), floor((k+1)T/N)); an empty one repeats floor(kT/N)."""
     rng = np.random.default_rng(0)
     for length in (1, 2, 5, 6, 7, 29, 920):
         for n in (1, 4, 6):
@@ -123,8 +121,6 @@ def test_other_choices() -> None:
     ]
     assert {int(clip_frames(10, 4, rng)[0]) for _ in range(200)} == set(range(7))
     assert all_frames(5).tolist() == [0, 1, 2, 3, 4] and all_frames(9, 3).tolist() == [0, 3, 6]
-    assert [c.tolist() for c in split_clips(7, 3)] == [[0, 1, 2], [3, 4, 5], [6]]
-    assert [len(c) for c in split_clips(7, 3, drop_last=True)] == [3, 3] and len(split_clips(2, 3, drop_last=True)) == 1
     for choose in (set_frames, chunk_frames, clip_frames):
         with pytest.raises(ValueError, match="at least 1 frame"):
             choose(0, 3)
@@ -221,9 +217,3 @@ def test_triplets_are_shared_between_ranks() -> None:
     one = TripletSetSampler(pids, camids, 4, steps=5, seed=1, rank=0, world=1)
     two = [TripletSetSampler(pids, camids, 2, steps=5, seed=1, rank=r, world=2) for r in (0, 1)]
     assert list(one) == [a + b for a, b in zip(*two, strict=True)]
-
-
-def test_group_by_size() -> None:
-    groups = group_by_size([3, 3, 3, 20, 1, 1], 6)
-    assert [g.tolist() for g in groups] == [[0, 1], [2], [3], [4, 5]]
-    assert group_by_size([], 6) == []

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reidfast.data import Tracklets, World, load
+from reidfast.data import Tracklets, World, load_dataset
 from reidfast.data.synthetic import EVENTS, PARTS, SyntheticTracklets, Track, write_synthetic_tracklets
 
 WORLD = World(seed=3, difficulty=0.4, height=64, width=32)
@@ -98,7 +98,7 @@ def test_track_rejects(change: dict, words: str) -> None:
 
 
 def test_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = load("synthetic_tracklets", tmp_path / "s", **SMALL)
+    data = load_dataset("synthetic_tracklets", tmp_path / "s", **SMALL)
     spec = data.info["synthetic_tracklets"]
     assert [len(t) for t in data.splits.values()] == [20, 20, 20]
     assert (
@@ -115,7 +115,7 @@ def test_data_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             np.testing.assert_allclose(records.extra["visibility"][row], frame.photograph.visibility, atol=1e-3)
     assert Tracklets.of(data.gallery).lengths.tolist() == [5, 5, 5, 5]
     monkeypatch.setattr("reidfast.data.synthetic.walks._render_walk", lambda t: pytest.fail("rendered again"))
-    again = load("synthetic_tracklets", tmp_path / "s")
+    again = load_dataset("synthetic_tracklets", tmp_path / "s")
     assert again.train.paths == data.train.paths and again.info["synthetic_tracklets"] == spec
     with pytest.raises(FileExistsError, match="frames=5, not 6"):
         write_synthetic_tracklets(tmp_path / "s", **{**SMALL, "frames": 6})

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("error::reidfast.data.DataWarning")
 
 def load_small(name: str, root: Path, **options: object) -> data.ReidData:
     with pytest.warns(data.DataWarning, match="as published"):
-        return data.load(name, root, **options)
+        return data.load_dataset(name, root, **options)
 
 
 def mars(folder: Path, trees: SimpleNamespace) -> Path:
@@ -61,7 +61,7 @@ def test_mars(trees: SimpleNamespace, tmp_path: Path) -> None:
     left = Tracklets.of(load_small("mars", tmp_path, gallery="torchreid").gallery)
     assert left.pids.tolist() == [0, 2] and left.extra["tracklet"].tolist() == [1, 3]
     with pytest.raises(ValueError, match="'official' or 'torchreid', got 'mine'"):
-        data.load("mars", tmp_path, gallery="mine")
+        data.load_dataset("mars", tmp_path, gallery="mine")
 
 
 def test_mars_errors_name_the_file(trees: SimpleNamespace, tmp_path: Path) -> None:
@@ -70,25 +70,25 @@ def test_mars_errors_name_the_file(trees: SimpleNamespace, tmp_path: Path) -> No
     at = mars(tmp_path / "MARS", trees)
     savemat(at / "info/query_IDX.mat", {"query_IDX": np.array([[9]])})
     with pytest.raises(ValueError, match="query_IDX within the test tracks"):
-        data.load("mars", at)
+        data.load_dataset("mars", at)
     savemat(at / "info/tracks_train_info.mat", {"track_train_info": np.array([[1, 99, 1, 1]])})
     with pytest.raises(ValueError, match="tracks within the 5 names in .*train_name.txt"):
-        data.load("mars", at)
+        data.load_dataset("mars", at)
     savemat(at / "info/tracks_train_info.mat", {"other": np.array([[1]])})
     with pytest.raises(ValueError, match="the matrix track_train_info in .*tracks_train_info.mat"):
-        data.load("mars", at)
+        data.load_dataset("mars", at)
     (at / "info/tracks_train_info.mat").unlink()
     with pytest.raises(FileNotFoundError, match="found no tracks_train_info.mat"):
-        data.load("mars", at)
+        data.load_dataset("mars", at)
     with pytest.raises(FileNotFoundError, match="mars: found none of info, bbox_train, bbox_test"):
-        data.load("mars", at / "info")
+        data.load_dataset("mars", at / "info")
 
 
 def test_mars_missing_frames(trees: SimpleNamespace, tmp_path: Path) -> None:
     at = mars(tmp_path / "MARS", trees)
     (at / "bbox_test/0002/0002C1T0001F002.jpg").unlink()
     with pytest.raises(FileNotFoundError, match="1 of 13 listed images are missing, first .*0002C1T0001F002.jpg"):
-        data.load("mars", at)
+        data.load_dataset("mars", at)
 
 
 def ilids(folder: Path, trees: SimpleNamespace, persons: int = 4) -> Path:
@@ -118,10 +118,10 @@ def test_ilids(trees: SimpleNamespace, tmp_path: Path) -> None:
     assert "person012" in found.query.paths[3] and found.info == {"split": 1, "splits": 2}
     assert set(load_small("ilids_vid", tmp_path, split=0).query.pids) == {1, 2}
     with pytest.raises(ValueError, match=r"split in 0\.\.1, got 2"):
-        data.load("ilids_vid", tmp_path, split=2)
+        data.load_dataset("ilids_vid", tmp_path, split=2)
     (tmp_path / "ilids-vid/train-test people splits/train_test_splits_ilidsvid.mat").unlink()
     with pytest.raises(FileNotFoundError, match="found no train_test_splits_ilidsvid.mat"):
-        data.load("ilids_vid", tmp_path)
+        data.load_dataset("ilids_vid", tmp_path)
 
 
 def prid(folder: Path, trees: SimpleNamespace) -> Path:
@@ -138,12 +138,12 @@ def test_prid(trees: SimpleNamespace, tmp_path: Path) -> None:
     at = prid(tmp_path / "prid2011", trees)
     content = [{"train": ["person_0001"], "test": ["person_0003", "person_0004"]}] * 10
     (at / "splits_prid2011.json").write_text(json.dumps(content))
-    found = data.load("prid2011", tmp_path, split=9, least=3)
+    found = data.load_dataset("prid2011", tmp_path, split=9, least=3)
     assert set(found.train.pids) == {1} and set(found.query.pids) == {2, 3} == set(found.gallery.pids)
     assert "cam_a/person_0003" in found.query.paths[0] and "cam_b/person_0003" in found.gallery.paths[0]
     (at / "splits_prid2011.json").write_text(json.dumps([{"train": ["person_0002"], "test": []}]))
     with pytest.raises(ValueError, match="splits of the 3 persons in .*splits_prid2011.json"):
-        data.load("prid2011", tmp_path, least=3)
+        data.load_dataset("prid2011", tmp_path, least=3)
 
 
 def test_prid_splits_of_other_kinds(trees: SimpleNamespace, tmp_path: Path) -> None:
@@ -151,19 +151,19 @@ def test_prid_splits_of_other_kinds(trees: SimpleNamespace, tmp_path: Path) -> N
 
     at = prid(tmp_path / "prid2011", trees)
     with pytest.warns(data.DataWarning, match="no split file in .* ten halves were drawn"):
-        drawn = [data.load("prid2011", tmp_path, split=k, least=1) for k in range(10)]
+        drawn = [data.load_dataset("prid2011", tmp_path, split=k, least=1) for k in range(10)]
     assert all(len(set(d.query.pids)) == 2 and not set(d.query.pids) & set(d.train.pids) for d in drawn)
     assert len({tuple(sorted(set(d.query.pids))) for d in drawn}) > 2
     rows = np.array([np.roll([1, 2, 3, 4], k) for k in range(10)])
     savemat(at / "prid_splits.mat", {"ls_set": rows})
     for k in (0, 1):
-        assert set(data.load("prid2011", tmp_path, split=k, least=1).query.pids) == set(rows[k, :2].tolist())
+        assert set(data.load_dataset("prid2011", tmp_path, split=k, least=1).query.pids) == set(rows[k, :2].tolist())
 
 
 def test_cuhk03_sets(trees: SimpleNamespace, tmp_path: Path) -> None:
     trees.cuhk03(tmp_path / "cuhk03_np")
     with pytest.warns(data.DataWarning):
-        found = data.load("cuhk03_sets", tmp_path)
+        found = data.load_dataset("cuhk03_sets", tmp_path)
     train, query, gallery = (Tracklets.of(t) for t in found.splits.values())
     assert train.pids.tolist() == [1, 1, 3] and train.lengths.tolist() == [1, 1, 1]
     assert query.camids.tolist() == [1] and gallery.camids.tolist() == [2] and gallery.lengths.tolist() == [2]
@@ -175,13 +175,13 @@ def test_pets_tracklets(trees: SimpleNamespace, tmp_path: Path) -> None:
     names = ["T01/P01C1T01F0005.jpg", "T01/P01C1T01F0010.jpg", "T02/P01C1T02F0001.jpg", "T03/P03C1T03F0020.jpg"]
     trees.touch_images(at / "tracklets", names)
     (at / "person_groups_by_eye.json").write_text(json.dumps({"groups": {"1": [1, 3], "2": [2]}}))
-    found = data.load("pets09_tracklets", tmp_path)
+    found = data.load_dataset("pets09_tracklets", tmp_path)
     query, gallery = Tracklets.of(found.query), Tracklets.of(found.gallery)
     assert gallery.pids.tolist() == [1, 2] and gallery.extra["tracklet"].tolist() == [1, 2]
     assert query.pids.tolist() == [1] and query.camids.tolist() == [2] and query.frames.extra["frame"].tolist() == [20]
     (at / "person_groups_by_eye.json").write_text(json.dumps({"groups": {"1": [1]}}))
     with pytest.raises(ValueError, match="track 2 in a group"):
-        data.load("pets09_tracklets", tmp_path)
+        data.load_dataset("pets09_tracklets", tmp_path)
 
 
 # the data itself
@@ -198,34 +198,34 @@ def real(folder: str) -> Path:
 
 
 def test_tv_cuhk03np() -> None:
-    """TV-CUHK03NP, METHODS 9.2, from the protocol's .mat and the images."""
+    """The published counts, from the protocol's .mat and the images."""
     root = real("cuhk03_np")
-    counts = data.load("cuhk03_np", root).summary()
+    counts = data.load_dataset("cuhk03_np", root).summary()
     assert [counts[s]["images"] for s in ("train", "query", "gallery")] == [7365, 1400, 5332]
     assert [counts[s]["ids"] for s in ("train", "query", "gallery")] == [767, 700, 700]
-    sets = data.load("cuhk03_sets", root)
+    sets = data.load_dataset("cuhk03_sets", root)
     lengths = np.concatenate([Tracklets.of(t).lengths for t in sets.splits.values()])
     assert len(lengths) == 2934 and (lengths == 5).sum() == 2585 and sets.notes == ()
 
 
 def test_real_sets() -> None:
     root = real("pets09_s2l1")
-    pets = data.load("pets09_tracklets", root)
+    pets = data.load_dataset("pets09_tracklets", root)
     assert len(pets.query) + len(pets.gallery) == 929 and len(Tracklets.of(pets.gallery)) == 10
     assert len(Tracklets.of(pets.query)) == 9
     real("splits/market751_tracklets.json")
-    whole = data.load("market751_tracklets", root).train
+    whole = data.load_dataset("market751_tracklets", root).train
     sets = Tracklets.of(whole)
     assert len(sets) == 6426 and (sets.lengths >= 3).sum() == 1593 and (sets.lengths >= 5).sum() == 274
-    parts = data.load("market751_sets", root)
-    held = data.load("market751_holdout", root)
+    parts = data.load_dataset("market751_sets", root)
+    held = data.load_dataset("market751_holdout", root)
     assert set(parts.train.pids) <= set(held.train.pids) and set(parts.query.pids) <= set(held.query.pids)
     both = Tracklets.of(parts.train), Tracklets.of(parts.gallery)
     assert len(both[0]) + len(both[1]) == 1593
 
 
 def test_tv_mars() -> None:
-    """TV-MARS, METHODS 9.3: the tracklets, and how many queries and pairs each protocol has."""
+    """The tracklets of MARS, and how many queries and pairs each protocol has."""
     root = real("mars")
     from scipy.io import loadmat
 

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import pytest
-from small_settings import SMALL
+from small_settings import SMALL, run
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -22,9 +22,6 @@ def small_run(caches, tmp_path_factory):
     """The folder of a run of one epoch."""
     pytest.importorskip("lightning", reason="needs the extra [train]")
     pytest.importorskip("jsonargparse", reason="needs the extra [train]")
-    from reidfast.engine.config import parse
-    from reidfast.engine.training import train
-
     out = tmp_path_factory.mktemp("runs") / "small"
-    train(parse("strong_baseline", [*SMALL, f"--out={out}"]))
+    run("strong_baseline", [*SMALL, f"--out={out}"])
     return out

@@ -1,6 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Arguments of `reidfast train` for a run of seconds."""
+"""Arguments of `reidfast train` for a run of seconds, and short cuts to parse and to train."""
+
+
+def parse(name, arguments=()):
+    """The settings of a method."""
+    from reidfast.engine.methods import find_method
+
+    return find_method(name).parse(arguments)
+
+
+def run(name, arguments):
+    """Train, and what metrics.json holds."""
+    from reidfast.engine.methods import find_method
+    from reidfast.engine.training import train
+
+    return train(find_method(name), parse(name, arguments))
+
 
 SMALL = [
     "--data.name=synthetic",

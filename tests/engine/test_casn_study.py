@@ -16,6 +16,7 @@ from casn_networks import tiny_batch, tiny_casn
 from benchmarks.experiments import casn as study
 from reidfast.data import ReidData
 from reidfast.data.records import Records
+from reidfast.engine.methods import find_method
 
 
 @pytest.mark.parametrize("lag", [-2, -1, 0, 1, 2])
@@ -110,7 +111,7 @@ def test_a_fitted_head_knows_pairs(tmp_path):
 
 
 def test_both_ways_to_sample_take_as_many_steps(tmp_path):
-    config = study.parse("casn", ["--data.ids=3", "--optim.epochs=20", "--optim.milestones=[16]"])
+    config = find_method("casn").parse(["--data.ids=3", "--optim.epochs=20", "--optim.milestones=[16]"])
     table = Records(tmp_path, tuple(map(str, range(70))), np.repeat(np.arange(10), 7), np.tile([1, 2], 35))
     same = study.same_steps(config, table)
     assert (same.optim.epochs, same.optim.milestones) == (12, [10])  # 3 steps of 12 against 5

@@ -8,11 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from small_settings import parse
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
-from reidfast.engine.config import parse
+from reidfast.engine.methods import find_method
 from reidfast.engine.methods.casn import build
 from reidfast.engine.training import train
 from reidfast.losses import CASNLoss
@@ -49,6 +50,10 @@ def config(method, out, *more, dropout=0.0):
     )
 
 
+def run_casn(out, *more, dropout):
+    return train(find_method("casn"), config("casn", out, *more, dropout=dropout))
+
+
 def test_the_published_settings():
     pcb, ide = parse("casn", []), parse("casn-ide", [])
     assert (pcb.model.base, pcb.data.height, ide.model.base, ide.data.height) == ("pcb", 384, "ide", 256)
@@ -70,7 +75,7 @@ def test_a_run_learns_and_starts_its_attention_late(method, tmp_path, monkeypatc
         return out
 
     monkeypatch.setattr(CASNLoss, "forward", watched)
-    metrics = train(config(method, tmp_path / "run", "--optim.epochs=6", "--evaluate_every=6"))
+    metrics = train(find_method(method), config(method, tmp_path / "run", "--optim.epochs=6", "--evaluate_every=6"))
     assert len(metrics["history"]) == 1 and 0 < metrics["history"][-1]["mAP"] <= 1
     early, late = [t for attentive, t in seen if not attentive], [t for attentive, t in seen if attentive]
     assert len(early) < len(late) and all(set(t) == {"identification", "verification"} for t in early)
@@ -79,10 +84,16 @@ def test_a_run_learns_and_starts_its_attention_late(method, tmp_path, monkeypatc
 
 
 def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
-    straight = train(config("casn", tmp_path / "straight", "--optim.epochs=3", "--evaluate_every=1", dropout=0.5))
-    train(config("casn", tmp_path / "broken", "--optim.epochs=2", "--evaluate_every=1", dropout=0.5))
+    straight = train(
+        find_method("casn"),
+        config("casn", tmp_path / "straight", "--optim.epochs=3", "--evaluate_every=1", dropout=0.5),
+    )
+    train(
+        find_method("casn"), config("casn", tmp_path / "broken", "--optim.epochs=2", "--evaluate_every=1", dropout=0.5)
+    )
     broken = train(
-        config("casn", tmp_path / "broken", "--optim.epochs=3", "--evaluate_every=1", "--resume=true", dropout=0.5)
+        find_method("casn"),
+        config("casn", tmp_path / "broken", "--optim.epochs=3", "--evaluate_every=1", "--resume=true", dropout=0.5),
     )
     a, b = (read_weights(tmp_path / d / "weights.safetensors") for d in ("straight", "broken"))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -93,10 +104,10 @@ def test_stopped_and_resumed_equals_uninterrupted(tmp_path):
 
 
 def test_pairs_need_the_pair_sampler(tmp_path):
-    from reidfast.data import load
+    from reidfast.data import load_dataset
 
     c = config("casn", tmp_path, "--data.sampler=shuffle")
-    data = load(c.data.name, None, **c.data.options)
+    data = load_dataset(c.data.name, None, **c.data.options)
     with pytest.raises(ValueError, match='data.sampler "pairs"'):
         build(c, data)
     c.loss = replace(c.loss, siamese=0.0)

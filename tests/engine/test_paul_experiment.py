@@ -17,7 +17,7 @@ pytest.importorskip("sklearn", reason="needs the extra [train]")
 from benchmarks.experiments.cached import ChosenPEDAL, settle, settled
 from benchmarks.experiments.paul import main, read
 from benchmarks.experiments.watch import describe, describe_clusters, describe_memory
-from reidfast.data import load, write_synthetic
+from reidfast.data import load_dataset, write_synthetic
 from reidfast.losses import PEDAL
 from reidfast.models import create_model, save_weights
 from reidfast.nn import MemoryBank
@@ -84,7 +84,7 @@ def test_arms_seeds_and_table(folder, capsys):
 def test_validation_looks_for_training_identities_alone(folder):
     target = f"{folder}/people/all.csv"
     main(["validation", "--target", target, "--ids", "4", "--to", f"{folder}/validation.json"])
-    whole, made = load(target), load(f"{folder}/validation.json")
+    whole, made = load_dataset(target), load_dataset(f"{folder}/validation.json")
     known = np.unique(whole.train.pids)
     assert set(made.train.pids) == set(known[:-4]) and set(made.query.pids) == set(made.gallery.pids) == set(known[-4:])
     assert len(made.train) + len(made.query) + len(made.gallery) == len(whole.train)

@@ -3,7 +3,6 @@
 """PAUL and cluster-contrast in training: on rendered people, from one labelled world to another without labels."""
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -11,15 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_settings import parse, run
 from torch import nn
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
-from reidfast.data import load
-from reidfast.engine.config import parse
-from reidfast.engine.methods import module_of
-from reidfast.engine.training import train
+from reidfast.data import load_dataset
+from reidfast.engine.methods import find_method
+from reidfast.engine.training import leave_processes
 from reidfast.models import Backbone, create_model, list_models, read_weights, register_model
 from reidfast.nn import FixedPatches
 
@@ -74,14 +73,14 @@ def source(tmp_path_factory):
     out = tmp_path_factory.mktemp("source")
     arguments = [*COMMON, *NET, world(1), "--data.batch=16", "--optim.lr=0.05", "--optim.backbone_factor=1"]
     arguments += ["--optim.epochs=8", "--optim.generator_lr=0.001", "--optim.generator_epochs=[3,9]"]
-    metrics = train(parse("paul-source", [*arguments, "--evaluate_every=8", f"--out={out}"]))
+    metrics = run("paul-source", [*arguments, "--evaluate_every=8", f"--out={out}"])
     return out, metrics
 
 
 def adapt(out, source, *more, method="paul"):
     arguments = [*COMMON, *NET, world(2, difficulty=0.7), f"--source_checkpoint={source}", "--data.batch=20"]
     arguments += ["--loss.k=5", "--optim.lr=0.01", "--optim.epochs=4", "--evaluate_every=4", f"--out={out}"]
-    return train(parse(method, [*arguments, *more]))
+    return run(method, [*arguments, *more])
 
 
 def state(out):
@@ -124,7 +123,7 @@ def test_the_losses_teach_a_random_network_more_than_its_batch_norms_learn(tmp_p
     for name, rate in (("adabn", 0), ("paul", 0.01)):
         arguments = [*COMMON, world(2, difficulty=0.3), "--data.batch=30", "--loss.k=5", "--evaluate_every=4"]
         arguments += ["--loss.ipfl_embedding=concat", f"--optim.lr={rate}", "--optim.epochs=4"]
-        found[name] = train(parse("paul", [*arguments, f"--out={tmp_path / name}"]))
+        found[name] = run("paul", [*arguments, f"--out={tmp_path / name}"])
     first = found["adabn"]["before"]["mAP"]
     assert first == found["paul"]["before"]["mAP"]
     assert found["paul"]["history"][-1]["mAP"] > max(first, found["adabn"]["history"][-1]["mAP"]) + 0.03
@@ -133,7 +132,7 @@ def test_the_losses_teach_a_random_network_more_than_its_batch_norms_learn(tmp_p
 def test_the_network_is_what_the_card_of_the_source_says(source, tmp_path):
     arguments = [*COMMON[:3], world(2, difficulty=0.7), f"--source-checkpoint={source[0]}", "--model.patches=stripes"]
     config = parse("paul", arguments)  # the default model is a ResNet-50 of six branches of 256
-    task, _ = module_of("paul").build(config, module_of("paul").load(config))
+    task, _ = find_method("paul").build(config, find_method("paul").load(config))
     assert task.model.dim == 32 and isinstance(task.model.generator, FixedPatches)
     again = create_model(task.card()["model"]["name"], **task.card()["model"]["options"])
     again.load_state_dict(task.model.state_dict())
@@ -142,7 +141,7 @@ def test_the_network_is_what_the_card_of_the_source_says(source, tmp_path):
         config.source_checkpoint = str(tmp_path / "weights.safetensors")
         config.model.backbone = "small_test_backbone"
         config.model.options = {}
-        module_of("paul").build(config, module_of("paul").load(config))
+        find_method("paul").build(config, find_method("paul").load(config))
 
 
 def test_rate_zero_moves_batch_norm_statistics_only(source, tmp_path):
@@ -166,10 +165,10 @@ def test_resumed_equals_uninterrupted(source, tmp_path):
 
 
 def test_step_is_the_published_one(source, tmp_path):
-    """Update before loss, surrogates outside the bank, the mean of both views in the centres: METHODS 3.2 to 3.6."""
+    """Update before loss, surrogates outside the bank, the mean of both views in the centres, as in PAUL's code."""
     arguments = [*COMMON, *NET, world(2, difficulty=0.7), f"--source-checkpoint={source[0]}", "--data.batch=20"]
     config = parse("paul", [*arguments, "--loss.k=5"])
-    method = module_of("paul")
+    method = find_method("paul")
     task, module = method.build(config, method.load(config))
     task.log_dict = lambda *args, **options: None
     task.fill_memory(module)
@@ -219,7 +218,7 @@ def test_step_is_the_published_one(source, tmp_path):
 )
 def test_rejects(more, words):
     config = parse("paul", [*COMMON, world(2, difficulty=0.7), *more])
-    method = module_of("paul")
+    method = find_method("paul")
     with pytest.raises(ValueError, match=words):
         method.build(config, method.load(config))
 
@@ -230,12 +229,12 @@ CLUSTERS += ["--loss.k2=3", "--loss.eps=0.6", "--data.steps=20"]
 
 def test_cluster_contrast_learns_from_its_own_clusters(tmp_path):
     more = ["--optim.epochs=4", "--evaluate_every=4", f"--out={tmp_path / 'run'}"]
-    metrics = train(parse("cluster_contrast", [*CLUSTERS, *more]))
+    metrics = run("cluster_contrast", [*CLUSTERS, *more])
     assert metrics["history"][-1]["mAP"] > metrics["before"]["mAP"] + 0.02
 
 
 def test_step_of_cluster_contrast():
-    method, config = module_of("cluster_contrast"), parse("cluster_contrast", CLUSTERS)
+    method, config = find_method("cluster_contrast"), parse("cluster_contrast", CLUSTERS)
     task, module = method.build(config, method.load(config))
     logged = {}
     task.log_dict = lambda values, **options: logged.update(values)
@@ -259,10 +258,10 @@ def test_step_of_cluster_contrast():
 
 def test_train_ids_keeps_some_identities_and_whole_takes_all():
     config = parse("paul", [*COMMON, world(2, difficulty=0.7), "--data.train_ids=4"])
-    data, whole = module_of("paul").load(config), load("synthetic", None, **config.data.options)
+    data, whole = find_method("paul").load(config), load_dataset("synthetic", None, **config.data.options)
     assert len(set(data.train.pids.tolist())) == 4 and len(data.query) == len(whole.query)
     config = parse("paul-source", [*COMMON, world(2, difficulty=0.7), "--data.whole=true"])
-    everything = module_of("paul-source").load(config).train
+    everything = find_method("paul-source").load(config).train
     assert len(everything) == len(whole.train) + len(whole.query) + len(whole.gallery)
     assert len(set(everything.pids.tolist())) == 60
 
@@ -290,6 +289,5 @@ def test_two_processes_adapt_as_one(tmp_path):
 
 
 if __name__ == "__main__":  # a process of the test above
-    train(parse("paul", sys.argv[1:]))
-    sys.stdout.flush()
-    os._exit(0)  # gloo's threads may abort an interpreter that is shutting down
+    run("paul", sys.argv[1:])
+    leave_processes()

@@ -180,10 +180,10 @@ def scenes(tmp_path_factory):
 def run(method, *arguments):
     pytest.importorskip("lightning", reason="needs the extra [train]")
     pytest.importorskip("jsonargparse", reason="needs the extra [train]")
-    from reidfast.engine.config import parse
+    from reidfast.engine.methods import find_method
     from reidfast.engine.training import train
 
-    return train(parse(method, list(arguments)))
+    return train(find_method(method), find_method(method).parse(arguments))
 
 
 def losses(out, name):

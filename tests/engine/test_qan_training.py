@@ -4,14 +4,15 @@
 
 import pytest
 import torch
+from small_settings import parse
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
 from reidfast.cli import main
-from reidfast.data import load, write_synthetic_tracklets
-from reidfast.engine.config import parse
-from reidfast.engine.methods import module_of
+from reidfast.data import load_dataset, write_synthetic_tracklets
+from reidfast.engine.methods import find_method
+from reidfast.engine.methods.qan import QANTask
 from reidfast.engine.sets import evaluate_sets
 from reidfast.engine.training import train
 from reidfast.models import load_trained, read_weights
@@ -53,11 +54,11 @@ def settings(walks, out, *more):
 
 
 def test_training_improves(walks, tmp_path):
-    found = train(settings(walks, tmp_path / "run"))
+    found = train(find_method("qan"), settings(walks, tmp_path / "run"))
     assert found["history"][-1]["mAP"] > found["before"]["mAP"] + 0.05, (found["before"], found["history"])
     model, card, _ = load_trained(tmp_path / "run")
     assert card["size"] == [64, 32] and card["model"]["name"] == "qan"
-    again = evaluate_sets(model, load("synthetic_tracklets", walks), protocol="mars", size=(64, 32))
+    again = evaluate_sets(model, load_dataset("synthetic_tracklets", walks), protocol="mars", size=(64, 32))
     assert again.mean_ap == pytest.approx(found["history"][-1]["mAP"], abs=1e-6)
     assert main(["frames", str(tmp_path / "f.png"), "--data=synthetic_tracklets", f"--root={walks}",
                  f"--model={tmp_path / 'run'}"]) == 0  # fmt: skip
@@ -65,8 +66,8 @@ def test_training_improves(walks, tmp_path):
 
 def test_resumes_exactly(walks, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    found = train(settings(walks, whole, *SHORT))
-    task = module_of("qan").QANTask
+    found = train(find_method("qan"), settings(walks, whole, *SHORT))
+    task = QANTask
     step = task.training_step
 
     def killed(self, batch, index):  # in the middle of an epoch
@@ -76,9 +77,9 @@ def test_resumes_exactly(walks, tmp_path, monkeypatch):
 
     monkeypatch.setattr(task, "training_step", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(settings(walks, broken, *SHORT))
+        train(find_method("qan"), settings(walks, broken, *SHORT))
     monkeypatch.setattr(task, "training_step", step)
-    again = train(settings(walks, broken, *SHORT, "--resume=true"))
+    again = train(find_method("qan"), settings(walks, broken, *SHORT, "--resume=true"))
     a, b = read_weights(whole / "weights.safetensors"), read_weights(broken / "weights.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert again["history"] == found["history"] and again["before"] == found["before"]
@@ -87,8 +88,8 @@ def test_resumes_exactly(walks, tmp_path, monkeypatch):
 @pytest.mark.parametrize("head", ["{pooling: mean}", "{pooling: max, parts: 2}", "{parts: 3, hidden: 8}"])
 def test_comparisons_and_parts(walks, tmp_path, head):
     config = settings(walks, tmp_path, f"--model.head={head}", "--loss.contrastive=1.0")
-    method = module_of("qan")
-    task, data = method.build(config, load("synthetic_tracklets", walks))
+    method = find_method("qan")
+    task, data = method.build(config, load_dataset("synthetic_tracklets", walks))
     (batch,) = [b for b, _ in zip(data.loader(0), range(1), strict=False)]
     assert batch.images.shape == (8 * 3 * 2, 3, 64, 32)
     labels = batch.labels.view(-1, 3)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""METHODS TV-LR."""
+"""The strong baseline's schedule: warm-up over 10 epochs, then steps at 40 and 70."""
 
 import pytest
 

@@ -130,7 +130,7 @@ def data_of(pids: list[int], camids: list[int], query: list[int]) -> ReidData:
 
 
 def test_mars_protocol_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    """METHODS 9.3: the query itself and other tracks of its camera are junk, so is pid -1; 0 is a distractor."""
+    """MARS: the query itself and other tracks of its camera are junk, so is pid -1; 0 is a distractor."""
     data = data_of([1, 1, 1, 0, -1, 2, 2], [1, 1, 2, 3, 2, 1, 2], [0, 5])
     place = torch.tensor([0.0, 0.01, 0.30, 0.10, 0.02, 1.0, 1.05])
     table = torch.stack([place.cos(), place.sin()], 1)
@@ -173,7 +173,7 @@ def test_mars_size_counts() -> None:
 
 def test_splits_are_averaged(monkeypatch: pytest.MonkeyPatch) -> None:
     made = {0: [0.0, 0.1, 0.5, 0.6], 1: [0.0, 0.5, 0.1, 0.6]}
-    monkeypatch.setattr(sets, "load", lambda name, root, split: split)
+    monkeypatch.setattr(sets, "load_dataset", lambda name, root, split: split)
 
     def score(split):  # type: ignore[no-untyped-def]
         place = torch.tensor(made[split])

@@ -13,13 +13,12 @@ import torch
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
-from small_settings import SMALL
+from small_settings import SMALL, run
 
 from reidfast.data import write_synthetic
-from reidfast.engine.config import DataConfig, parse
+from reidfast.engine.config import DataConfig
+from reidfast.engine.data import ReidDataModule
 from reidfast.engine.sources import load_sources, targets_of
-from reidfast.engine.task import ReidDataModule
-from reidfast.engine.training import train
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +61,7 @@ def test_lists_of_other_lengths(setting):
 def test_a_run_over_two_sources_scores_both(places, tmp_path):
     arguments = [a for a in SMALL if not a.startswith(("--data.name", "--data.options"))]
     arguments += ["--data.name=[synthetic, synthetic]", f"--data.root=[{places[0]}, {places[1]}]"]
-    metrics = train(parse("strong_baseline", [*arguments, f"--out={tmp_path / 'run'}"]))
+    metrics = run("strong_baseline", [*arguments, f"--out={tmp_path / 'run'}"])
     last = metrics["history"][-1]
     assert last["mAP"] == pytest.approx((last["mAP/synthetic"] + last["mAP/synthetic-2"]) / 2)
     card = json.loads((tmp_path / "run" / "card.json").read_text())

@@ -11,12 +11,14 @@ import time
 
 import pytest
 import torch
+from small_settings import parse
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
 from reidfast.cli import main
-from reidfast.engine.config import CONFIGS, methods, parse
+from reidfast.engine.method import CONFIGS
+from reidfast.engine.methods import METHODS, list_methods
 from reidfast.models import read_weights
 
 SMALL = [
@@ -54,9 +56,9 @@ def weights(out):
 
 
 def test_every_method_has_a_file_that_parses():
-    assert set(methods()) == {path.stem for path in CONFIGS.glob("*.yaml")}
-    for method in methods():
-        parse(method, [])
+    assert set(list_methods()) == {path.stem for path in CONFIGS.glob("*.yaml")}
+    for method in list_methods():
+        parse(method)
     for method in ("ide", "pcb", "strong_baseline"):
         config = parse(method, ["--optim.lr", "0.5", "--data.name", "market751_mini"])
         assert config.optim.lr == 0.5 and config.data.name == "market751_mini" and config.data.ids == 16
@@ -112,3 +114,10 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     first, second = (json.loads((d / "metrics.json").read_text()) for d in (straight, broken))
     assert first["history"] == second["history"] and first["before"] == second["before"]
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_every_option_says_what_it_is(method):
+    for action in METHODS[method].parser()._actions:
+        text, name = action.help or "", action.option_strings
+        assert len(text.split()) > 1 and not text.startswith("Of "), f"{name}: {text}"

@@ -6,13 +6,15 @@ import json
 
 import pytest
 import torch
+from small_settings import parse
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 
-from reidfast.data import load, write_synthetic_tracklets
-from reidfast.engine.config import parse
-from reidfast.engine.methods import module_of
+from reidfast.data import load_dataset, write_synthetic_tracklets
+from reidfast.engine.methods import find_method
+from reidfast.engine.methods.drsta import DRSTATask
+from reidfast.engine.methods.rru_stim import RRUSTIMTask
 from reidfast.engine.sets import evaluate_sets
 from reidfast.engine.training import train
 from reidfast.models import load_trained, read_weights
@@ -70,16 +72,15 @@ def settings(method, walks, out, *more):
 @pytest.mark.parametrize("method", ["drsta", "rru_stim"])
 def test_training_improves_and_resumes_exactly(method, walks, tmp_path, monkeypatch):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    found = train(settings(method, walks, whole))
+    found = train(find_method(method), settings(method, walks, whole))
     last = found["history"][-1]
     assert last["mAP"] > found["before"]["mAP"] + 0.15, (found["before"], found["history"])
     assert json.loads((whole / "card.json").read_text())["size"] == [32, 16]
     model = load_trained(whole).model  # made from the card alone
-    scores = evaluate_sets(model, load("synthetic_tracklets", walks), size=(32, 16), **AT_TEST[method])
+    scores = evaluate_sets(model, load_dataset("synthetic_tracklets", walks), size=(32, 16), **AT_TEST[method])
     assert scores.mean_ap == pytest.approx(last["mAP"], abs=1e-6)
 
-    task = {"drsta": "DRSTATask", "rru_stim": "RRUSTIMTask"}[method]
-    kind = getattr(module_of(method), task)
+    kind = {"drsta": DRSTATask, "rru_stim": RRUSTIMTask}[method]
     step = kind.training_step
 
     def killed(self, batch, index):  # in the middle of an epoch, in the last stage of DRSTA
@@ -89,9 +90,9 @@ def test_training_improves_and_resumes_exactly(method, walks, tmp_path, monkeypa
 
     monkeypatch.setattr(kind, "training_step", killed)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
-        train(settings(method, walks, broken))
+        train(find_method(method), settings(method, walks, broken))
     monkeypatch.setattr(kind, "training_step", step)
-    again = train(settings(method, walks, broken, "--resume=true"))
+    again = train(find_method(method), settings(method, walks, broken, "--resume=true"))
     a, b = read_weights(whole / "weights.safetensors"), read_weights(broken / "weights.safetensors")
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert again["history"] == found["history"] and again["before"] == found["before"]
@@ -108,8 +109,7 @@ def test_published_settings():
 
 def test_stages_set_rates_and_begin_the_table_anew(walks, tmp_path):
     config = settings("drsta", walks, tmp_path)
-    module = module_of("drsta")
-    task, data = module.build(config, load("synthetic_tracklets", walks))
+    task, data = find_method("drsta").build(config, load_dataset("synthetic_tracklets", walks))
     assert config.optim.epochs == 9
     assert [task.stage_of(e) for e in (0, 1, 4, 5, 8)] == [(0, 0), (1, 0), (1, 3), (2, 0), (2, 3)]
     (optimizer,), (schedule,) = task.configure_optimizers()

@@ -36,7 +36,7 @@ def hand_made():
 
 
 def test_published_vector():
-    # y = 0, 1, 0, 1, 0 sorted, 3 images with the person, 2 found (METHODS' TV-EVAL)
+    # y = 0, 1, 0, 1, 0 sorted, 3 images with the person, 2 found
     step = person_search(*hand_made())
     assert step.mean_ap == pytest.approx(1 / 3, abs=1e-12)
     trapezoid = person_search(*hand_made(), average_precision="trapezoid")

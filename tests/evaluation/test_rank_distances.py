@@ -15,7 +15,7 @@ import reidfast
 from reidfast.evaluation import rank_distances, sampled_cmc
 from reidfast.testing import isa, reference
 
-# TV-EVAL: two queries, eight gallery rows, cameras; the second row of distances is the first reversed.
+# Two queries, eight gallery rows, cameras; the second row of distances is the first reversed.
 TV_DISTANCES = np.array([np.arange(1, 9) / 10, np.arange(8, 0, -1) / 10])
 TV = Labelled([1, 2], [1, 2, 1, 0, 1, 2, 1, 2], [0, 1], [0, 1, 1, 2, 0, 0, 2, 2])
 

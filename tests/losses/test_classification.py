@@ -15,7 +15,7 @@ def wave(shape, a, b, dtype=torch.float64):
     return torch.sin(a * torch.arange(math.prod(shape), dtype=torch.float64) + b).view(shape).to(dtype)
 
 
-def test_vector_label_smoothing():  # METHODS TV-LS
+def test_vector_label_smoothing():
     logits, labels = wave((4, 5), 0.5, 0.1), torch.tensor([0, 3, 1, 4])
     assert CrossEntropyLoss(0.1)(logits, labels).item() == pytest.approx(2.24277336, abs=1e-8)
     assert CrossEntropyLoss(0.0)(logits, labels).item() == pytest.approx(2.30007081, abs=1e-8)
@@ -35,7 +35,7 @@ def test_label_smoothing_rejects():
         CrossEntropyLoss(2)
 
 
-def test_vector_centre():  # METHODS TV-BH, last line (float32)
+def test_vector_centre():  # in float32
     loss = CentreLoss(3, 4)
     loss.centres.data = wave((3, 4), 0.21, 0.9, torch.float32)
     value = loss(wave((6, 4), 0.61, 0.3, torch.float32), torch.tensor([0, 0, 1, 1, 2, 2]))
@@ -87,7 +87,7 @@ def test_circle_stays_finite_and_handles_one_identity():
     assert loss.item() == 0 and not bool(x.grad.any())
 
 
-def test_vector_oim():  # METHODS TV-OIM
+def test_vector_oim():
     loss = OIMLoss(4, 3, scale=30, momentum=0.5).double()
     loss.table.copy_(normalize(wave((4, 3), 0.5, 0.2), dim=1))
     x = normalize(wave((2, 3), 0.9, 0.1), dim=1).requires_grad_()

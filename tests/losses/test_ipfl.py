@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""IPFL against its definition as a plain loop and TV-IPFL; finite gradient at distance zero."""
+"""IPFL against its definition as a plain loop and the published code; finite gradient at distance zero."""
 
 import math
 import warnings

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""PEDAL against its definition and TV-PEDAL; the bank is a constant."""
+"""PEDAL against its definition and the published code; the bank is a constant."""
 
 import math
 

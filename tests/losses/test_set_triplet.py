@@ -16,7 +16,7 @@ def unit(b: float) -> torch.Tensor:
 
 
 def test_tv_qan() -> None:
-    """METHODS, TV-QAN."""
+    """Values that the published formula gives."""
     a, p, n = unit(0.0), unit(0.4), unit(0.9)
     assert (a - p).square().sum().item() == pytest.approx(0.10688011, abs=1e-8)
     assert (a - n).square().sum().item() == pytest.approx(0.40956176, abs=1e-8)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Triplet losses against naive loops, TV-BH and TV-TRI-PAUL."""
+"""Triplet losses against naive loops and published values."""
 
 import math
 
@@ -66,7 +66,7 @@ def test_rejects_negative_margin():
         TripletLoss(-0.1)
 
 
-def test_nearest_positive_published_vector():  # TV-TRI-PAUL
+def test_nearest_positive_published_vector():
     x = torch.sin(0.61 * torch.arange(32, dtype=torch.float64) + 0.3).view(8, 4)
     loss = NearestPositiveTripletLoss(1.0)(x, torch.tensor([0, 0, 1, 1, 2, 2, 0, 1]))
     assert loss.item() == pytest.approx(1.35416638, abs=6e-9)

@@ -12,11 +12,11 @@ from reidfast.losses import KLDiversityLoss, OIMLoss, RRUSTIMLoss, TripletLoss
 
 
 def wave(shape, a, b):
-    """METHODS section 12: sin(a n + b), row-major."""
+    """sin(a n + b), row-major."""
     return torch.sin(a * torch.arange(math.prod(shape), dtype=torch.float64) + b).view(shape)
 
 
-def test_vector_oim():  # METHODS TV-OIM
+def test_vector_oim():
     unit = lambda x: functional.normalize(x, dim=1)  # noqa: E731
     loss = OIMLoss(4, 3, scale=30.0).double()
     loss.table.copy_(unit(wave((4, 3), 0.5, 0.2)))

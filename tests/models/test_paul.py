@@ -42,7 +42,7 @@ def test_branches_are_a_linear_layer_and_a_norm_each():
 def test_parameter_count_as_published():
     with torch.device("meta"):
         net = PatchNet(create_model("resnet50"))
-    assert sum(p.numel() for p in net.generator.parameters()) == 77_625_892  # METHODS 3.1
+    assert sum(p.numel() for p in net.generator.parameters()) == 77_625_892  # as the authors' network
     assert sum(p.numel() for p in net.branches.parameters()) == 6 * (2048 * 256 + 256 + 2 * 256)
     assert net.feature_size == 1536
 

@@ -72,7 +72,7 @@ def test_training_output() -> None:
 
 
 def test_part_rows() -> None:
-    """METHODS 1.2: 7 rows are cut into 0-2, 3-4, 5-6."""
+    """7 rows are cut into 0-2, 3-4, 5-6."""
     maps = torch.arange(7.0).view(1, 1, 7, 1).expand(1, 6, 7, 2)
     assert tiny(parts=3).frame_features(maps)[0, :, 0].tolist() == [1.0, 3.5, 5.5]
 
@@ -89,7 +89,7 @@ def gradients(model: QAN, loss: Tensor) -> dict[str, float]:
 
 
 def test_routing() -> None:
-    """METHODS 1.3: Q learns from set-level losses alone, the trunk from both, nothing is detached."""
+    """Q learns from set-level losses alone, the trunk from both, nothing is detached."""
     model = tiny()
     model.quality.score.weight.data.mul_(30)
     out = model(frames(), OFFSETS)

@@ -14,11 +14,11 @@ from reidfast.nn import DiverseAttention
 
 
 def wave(shape, a, b):
-    """METHODS section 12: sin(a n + b), row-major."""
+    """sin(a n + b), row-major."""
     return torch.sin(a * torch.arange(math.prod(shape), dtype=torch.float64) + b).view(shape)
 
 
-def test_vector_satt():  # METHODS TV-SATT: the official module with its linear layer and L2 norm behind the pooling
+def test_vector_satt():  # the official module with its linear layer and L2 norm behind the pooling
     module = DiverseAttention(2048, 3).double().eval()
     module.trunk[0].weight.data = 0.05 * wave((64, 2048, 1, 1), 0.013, 0.2)
     module.logits[0].weight.data = wave((3, 64, 1, 1), 0.37, 0.1)
@@ -57,7 +57,7 @@ def test_rejects():
         DiverseAttention(8)(torch.zeros(2, 9, 4, 4))
 
 
-def test_both_penalties():  # METHODS TV-DIV
+def test_both_penalties():
     z = 3 * wave((2, 3, 8), 1.1, 0.2).requires_grad_()
     out = ops.diverse_attention(torch.zeros(2, 1, 8, dtype=torch.float64), z)
     assert abs(DiversityLoss()(out).item() - 1.49338785) < 1e-8

@@ -17,7 +17,7 @@ def feats(part, b):
 
 
 def test_vector_mem():
-    """METHODS TV-MEM: PAUL's PatchMemory, called with paths [A, B] and feats(0), then [B, C] and feats(1)."""
+    """PAUL's PatchMemory, called with paths [A, B] and feats(0), then [B, C] and feats(1)."""
     bank = MemoryBank(rows=3, dim=3, parts=2, k=1, momentum=0.9).double()  # rows A, B, C
     real = lambda b: torch.stack([feats(m, b)[0::2] for m in (0, 1)])  # views are (image, surrogate) pairs  # noqa: E731
     bank.write(torch.tensor([0, 1]), real(0.0))
@@ -110,7 +110,7 @@ def test_rejects(options, words):
 
 
 def test_vector_mem_image_centres():
-    """METHODS TV-MEM: PAUL's image memory; an image is written the first time and blended afterwards."""
+    """PAUL's image memory; an image is written the first time and blended afterwards."""
     centres = MemoryBank(rows=3, dim=6, k=None, momentum=0.9).double()
     embed = lambda b: torch.cat([feats(m, b) for m in (0, 1)], 1).view(2, 2, 6).mean(1)  # noqa: E731
     centres.write_or_update(torch.tensor([0, 1]), embed(0.0))

@@ -9,7 +9,7 @@ from torch.nn.functional import affine_grid, grid_sample
 from reidfast.nn import FixedPatches, PatchGenerator
 
 
-def test_parameter_count():  # METHODS 3.1
+def test_parameter_count():
     with torch.device("meta"):
         generator = PatchGenerator()
     assert sum(p.numel() for p in generator.parameters()) == 77_625_892

@@ -20,7 +20,7 @@ def wave(shape: tuple[int, ...], a: float, b: float) -> Tensor:
 
 
 def test_tv_qan() -> None:
-    """METHODS, TV-QAN: weights, pooled feature and the gradient of the raw scores."""
+    """Weights, pooled feature and the gradient of the raw scores."""
     features, z = wave((4, 5), 0.9, 0.3), wave((4,), 0.8, 0.1).requires_grad_()
     offsets = torch.tensor([0, 4])
     mu = quality_weights(z, offsets)
@@ -101,7 +101,7 @@ def test_units_start_at_a_half(kind: str) -> None:
 
 
 def test_released_units_have_the_published_sizes() -> None:
-    """METHODS 1.2: 192*28*28 = 150528 and 4096 inputs of the last layer at 224x224; linear in the pixels' sign."""
+    """192*28*28 = 150528 and 4096 inputs of the last layer at 224x224; linear in the pixels' sign."""
     assert QualityUnit(192, 3, kind="flat", size=(28, 28)).score.in_features == 150528
     unit = QualityUnit(3, 3, kind="image", size=(224, 224))
     assert unit.score.in_features == 4096

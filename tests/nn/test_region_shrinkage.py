@@ -26,7 +26,7 @@ from reidfast.nn.region_shrinkage import (
 
 
 def published_attention():
-    """TV-NPSM: softmax over 16 cells of sin(0.9 n + 0.2)."""
+    """Softmax over 16 cells of sin(0.9 n + 0.2)."""
     return torch.sin(0.9 * torch.arange(16, dtype=torch.float64) + 0.2).softmax(0).view(1, 4, 4)
 
 

@@ -14,12 +14,12 @@ from reidfast.nn.rru import reference_rru
 
 
 def wave(shape, a, b):
-    """METHODS section 12: sin(a n + b), row-major."""
+    """sin(a n + b), row-major."""
     return torch.sin(a * torch.arange(math.prod(shape), dtype=torch.float64) + b).view(shape)
 
 
 def published(parameter, k):
-    """METHODS section 12: the weights of TV-RRU and TV-STIM."""
+    """The weights of both vectors."""
     parameter.data = 0.5 * wave(tuple(parameter.shape), 0.01 * (k + 1), 0.3 * k)
 
 
@@ -38,7 +38,7 @@ def vector_rru():
     ],
     ids=["eval", "train"],
 )
-def test_vector_rru(training, total, absolute, place):  # METHODS TV-RRU
+def test_vector_rru(training, total, absolute, place):
     x = wave((1, 3, 4, 8, 8), 0.02, 0.1)
     refined, _ = vector_rru().train(training)(x)
     assert abs(refined.sum().item() - total) < 1e-7 and abs(refined.abs().sum().item() - absolute) < 1e-7
@@ -47,7 +47,7 @@ def test_vector_rru(training, total, absolute, place):  # METHODS TV-RRU
     assert torch.equal(refined[:, 0], x[:, 0])
 
 
-def test_vector_stim():  # METHODS TV-STIM: the published FuseNet(4, 6)
+def test_vector_stim():  # the published FuseNet(4, 6)
     stim = STIM(4, 6).double().eval()
     published(stim.reduce.weight, 6)
     published(stim.mix.weight, 9)

@@ -297,7 +297,7 @@ def test_no_product_tensor_in_memory():
     assert peak < 1.5 * size + 6 * 2**20, f"{peak / 2**20:.1f} MiB, the map is {size / 2**20:.1f} MiB"
 
 
-def test_vector_div():  # METHODS TV-DIV: P = softmax(3 sin(1.1 n + 0.2))
+def test_vector_div():  # P = softmax(3 sin(1.1 n + 0.2))
     z = (3 * torch.sin(1.1 * torch.arange(48, dtype=torch.float64) + 0.2)).view(2, 3, 8).requires_grad_()
     out = diverse_attention(torch.zeros(2, 1, 8, dtype=torch.float64), z)
     want = torch.tensor([1.16000133, 1.07019595], dtype=torch.float64)

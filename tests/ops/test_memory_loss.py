@@ -94,7 +94,7 @@ def test_matches_reference(kernel, shape, k, dtype, metric, mode):
     )
 
 
-# METHODS TV-PEDAL: the loss and the norm of the batch gradient that the published code gives
+# The loss and the norm of the batch gradient that the published code gives
 PEDAL = [
     (1, 1, 0.92143867, 0.35183467),
     (1, 3, 0.16968321, 0.13536324),
@@ -121,14 +121,14 @@ def test_vector_pedal(impl, scale, k, loss, norm):
         torch.testing.assert_close(x.grad[0, 0], want, atol=1e-8, rtol=0)
 
 
-def test_vector_oim(impl):  # METHODS TV-OIM
+def test_vector_oim(impl):
     table, x = normalize(sines((4, 3), 0.5, 0.2), dim=-1), normalize(sines((2, 3), 0.9, 0.1), dim=-1).requires_grad_()
     labels = torch.tensor([2, 0])
     loss = impl(x, table, None, labels, 30.0, "dot", None).mean()
     assert loss.item() == pytest.approx(56.99263105, rel=1e-8)
     loss.backward()
     want = torch.tensor([3.44885003, 16.17983857, 24.94943834], dtype=torch.float64)
-    # the vector's gradient is of the mean over the batch, scaled as METHODS 11 states
+    # the expected gradient is that of the mean over the batch
     torch.testing.assert_close(x.grad[0] * (want.norm() / x.grad[0].norm()), want, atol=1e-6, rtol=0)
     torch.testing.assert_close(x.grad[0], want, atol=1e-7, rtol=0)
     memory_update_(table, labels, x.detach(), momentum=0.5, normalize=True)

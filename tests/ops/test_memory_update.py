@@ -63,7 +63,7 @@ def test_matches_reference(impl, shape, dtype, momentum, unit):
     assert_no_worse(got, exact, by_reference(bank, indices, values, momentum, unit))
 
 
-def test_vector_paul(impl):  # METHODS TV-MEM: l = 0.1 is the weight of the new value
+def test_vector_paul(impl):  # PAUL: l = 0.1 is the weight of the new value
     feats = [torch.sin(0.3 * torch.arange(12, dtype=torch.float64) + b).view(4, 3) for b in (0.0, 1.0, 2.0)]
     bank = torch.stack([torch.cat([feats[m][[0, 2]], torch.zeros(1, 3).double()]) for m in (0, 1)])  # A, B, C
     bank[:, 2] = torch.stack([feats[1 + m][2] for m in (0, 1)])

@@ -266,7 +266,7 @@ def test_no_sampled_patches_in_memory():
     assert peak < 1.3 * size + 6 * 2**20, f"{peak / 2**20:.1f} MiB, the map is {size / 2**20:.1f} MiB"
 
 
-def test_vector_pgn():  # METHODS TV-PGN: features sin(0.05 n), the initial stripes
+def test_vector_pgn():  # features sin(0.05 n), the initial stripes
     x = torch.sin(0.05 * torch.arange(2 * 24 * 8, dtype=torch.float64)).view(1, 2, 24, 8)
     want = {
         True: "(.71081414,-.79019567)(.54419886,-.41542007)(-.67029334,.75931246)(-.59391457,.47172111)"
@@ -281,7 +281,7 @@ def test_vector_pgn():  # METHODS TV-PGN: features sin(0.05 n), the initial stri
         torch.testing.assert_close(pooled, expected, atol=1e-8, rtol=0)
 
 
-def test_closed_form_of_the_initial_stripes():  # METHODS 3.1: weights of the rows in the first and second stripe
+def test_closed_form_of_the_initial_stripes():  # weights of the rows in the first and second stripe
     rows = torch.eye(24, dtype=torch.float64).view(1, 24, 24, 1).expand(1, 24, 24, 8)  # channel r is row r's indicator
     pooled = pool_patches(rows, stripes(1, 6))[0]
     first = torch.tensor([0.145833, 0.25, 0.25, 0.25, 0.104167], dtype=torch.float64)

@@ -283,7 +283,7 @@ def test_memory_is_linear_in_frames():
     assert peak < 4 * 1024 * 1024 + 6 * 2**20, f"{peak / 2**20:.1f} MiB beyond inputs of 32 MiB for an output of 4 MiB"
 
 
-def test_vector_qan():  # METHODS TV-QAN: R = sin(0.9 n + 0.3), z = sin(0.8 n + 0.1)
+def test_vector_qan():  # R = sin(0.9 n + 0.3), z = sin(0.8 n + 0.1)
     frames = torch.sin(0.9 * torch.arange(20, dtype=torch.float64) + 0.3).view(4, 5)
     z = torch.sin(0.8 * torch.arange(4, dtype=torch.float64) + 0.1).requires_grad_()
     pooled = set_pool(frames, z, weighting="sigmoid")

@@ -62,10 +62,10 @@ class CrowdWorld:
     """What decides how crowds look.
 
     Args:
-        seed: Of people, cameras and moments.
+        seed: Seed of people, cameras and moments.
         difficulty: As of `World`: 0 plain, 1 all that makes it hard.
-        height: Of the pictures.
-        width: Of the pictures.
+        height: Height of the pictures in pixels.
+        width: Width of the pictures in pixels.
         strangers: People nobody searches for, in a picture, at most.
         look_alikes: People who dress like one that is searched for, in a picture, at most.
     """
@@ -315,7 +315,7 @@ class CrowdSet:
         train: Pictures to train on.
         gallery: Pictures to search.
         people: Known persons in a picture; everybody is dealt equally often.
-        queries: Of each test person, at most; each from another camera while there are some.
+        queries: Most queries of each test person; each from another camera while there are some.
         test: Share of the persons that are searched for.
         seed: See `CrowdWorld`.
         difficulty: See `CrowdWorld`.
@@ -323,7 +323,7 @@ class CrowdSet:
         width: See `CrowdWorld`.
         strangers: See `CrowdWorld`.
         look_alikes: See `CrowdWorld`.
-        version: Of the renderer.
+        version: Version of the renderer.
     """
 
     ids: int = 60

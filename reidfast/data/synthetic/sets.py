@@ -34,11 +34,11 @@ class SyntheticSet:
         images: Pictures of each identity by each camera; of a test identity, the first is a query.
         seed: See `World`.
         difficulty: See `World`.
-        height: Of the images.
-        width: Of the images.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
         test: Share of the identities that are for testing.
         distractors: Gallery pictures of people who are nobody else in the set (pid 0).
-        version: Of the renderer.
+        version: Version of the renderer.
     """
 
     ids: int = 200

@@ -23,7 +23,7 @@ class Stream:
     """A stream named by a domain and up to three integers.
 
     Args:
-        seed: Of the whole synthetic world.
+        seed: Seed of the whole synthetic world.
         domain: What the numbers are for.
         address: Up to three integers (pid, camid, index).
     """

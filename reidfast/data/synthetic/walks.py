@@ -37,10 +37,10 @@ class SyntheticTracklets:
         difficulty: See `World`.
         trouble: Share of the frames, on average, in which something goes wrong; see `Track`.
         events: What may go wrong; see `Track`.
-        height: Of the images.
-        width: Of the images.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
         test: Share of the identities that are for testing.
-        version: Of the renderer.
+        version: Version of the renderer.
     """
 
     ids: int = 60

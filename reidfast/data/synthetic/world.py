@@ -26,11 +26,11 @@ class World:
     """Everything that decides what synthetic people look like.
 
     Args:
-        seed: Of the people, the cameras and the moments.
+        seed: Seed of the people, the cameras and the moments.
         difficulty: 0 = plain views of people who dress unlike, 1 = all that makes re-identification hard: look-alike
             clothes, any side of the body, colour casts, blur, noise, occlusion, wrong crops.
-        height: Of the images.
-        width: Of the images.
+        height: Height of the images in pixels.
+        width: Width of the images in pixels.
         supersample: Figures are drawn this many times larger and averaged.
     """
 

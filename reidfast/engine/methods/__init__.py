@@ -1,38 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""The methods that `reidfast train` knows: the name of a file in `reidfast/configs`, and the module that serves it.
-
-Such a module holds
-
-- `Config`, a dataclass that extends `RunConfig` by the method's sections; `Config.data` has `name`, `root`, `options`;
-- `build(config, data) -> (task, datamodule)`: a `ReidTask` and a Lightning data module;
-- where the data are not a `ReidData`: `load(config)`, which reads them.
-"""
+"""The methods that `reidfast train` knows. A module of this folder lists its own in `METHODS`."""
 
 from __future__ import annotations
 
-from importlib import import_module
-from types import ModuleType
+try:
+    import lightning  # noqa: F401
+except ImportError as error:
+    raise ImportError('train: lightning is missing; pip install "reidfast[train]"') from error
 
-METHODS: dict[str, str] = {
-    "cluster_contrast": "cluster_contrast",
-    "casn": "casn",
-    "casn-ide": "casn",
-    "ide": "baseline",
-    "paul": "paul",
-    "paul-osnet": "paul",
-    "paul-paper": "paul",
-    "paul-source": "paul_source",
-    "npsm": "npsm",
-    "pcb": "baseline",
-    "qan": "qan",
-    "strong_baseline": "baseline",
-    "drsta": "drsta",
-    "rru_stim": "rru_stim",
-    "two_stage": "npsm",
+from reidfast.engine.method import Method
+from reidfast.engine.methods import baseline, casn, cluster_contrast, drsta, npsm, paul, qan, rru_stim
+
+__all__ = ["METHODS", "find_method", "list_methods"]
+
+METHODS: dict[str, Method] = {
+    method.name: method
+    for module in (baseline, casn, cluster_contrast, drsta, npsm, paul, qan, rru_stim)
+    for method in module.METHODS
 }
 
 
-def module_of(method: str) -> ModuleType:
-    """The module that serves a method."""
-    return import_module(f"{__name__}.{METHODS[method]}")
+def list_methods() -> list[str]:
+    """Names of the methods that can be trained, sorted."""
+    return sorted(METHODS)
+
+
+def find_method(name: str) -> Method:
+    """The method of that name; a ValueError names the known ones."""
+    if name not in METHODS:
+        raise ValueError(f"train: expected a method among {', '.join(list_methods())}, got {name!r}")
+    return METHODS[name]

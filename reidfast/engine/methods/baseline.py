@@ -5,29 +5,46 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from reidfast.data import ReidData
-from reidfast.engine.config import DataConfig, ModelConfig, OptimConfig, RunConfig
-from reidfast.engine.task import ReidDataModule, ReidTask, optimizer_and_schedule
+from reidfast.engine.config import DataConfig, OptimConfig, RunConfig, UnfoldConfig
+from reidfast.engine.data import ReidDataModule
+from reidfast.engine.method import Method
+from reidfast.engine.task import ReidTask, build_model
 from reidfast.losses import CentreLoss, CrossEntropyLoss, TripletLoss
-from reidfast.models import create_model, unfold_batch_norms
 from reidfast.models.baselines import Baseline
 from reidfast.nn import gather_rows
 
 
 @dataclass
-class LossConfig:
-    """What is minimised: cross-entropy, plus `triplet` x batch-hard triplet, plus `centre` x centre loss.
+class ModelConfig(UnfoldConfig):
+    """The network to train.
 
     Args:
-        label_smoothing: Of the cross-entropy.
-        triplet: Weight; 0: none.
-        margin: Of the triplet loss; None: the soft margin.
-        centre: Weight; 0: none (5e-4 in the strong baseline's last row).
+        head: Head on the backbone: "strong_baseline" (BNNeck), "ide" or "pcb".
+        head_options: Options of the head (see docs/models.md).
+        channels_last: Store feature maps with the channels innermost: often much faster on the CPU, and for half types
+            on GPUs.
+    """
+
+    head: Literal["strong_baseline", "ide", "pcb"] = "strong_baseline"
+    head_options: dict[str, Any] = field(default_factory=dict)
+    channels_last: bool = True
+
+
+@dataclass
+class LossConfig:
+    """Cross-entropy, plus `triplet` x batch-hard triplet loss, plus `centre` x centre loss.
+
+    Args:
+        label_smoothing: Label smoothing of the cross-entropy, from 0 to 1.
+        triplet: Weight of the triplet loss; 0: without it.
+        margin: Margin of the triplet loss; null: the soft margin.
+        centre: Weight of the centre loss; 0: without it (the last row of the strong baseline's table has 5e-4).
     """
 
     label_smoothing: float = 0.1
@@ -38,14 +55,7 @@ class LossConfig:
 
 @dataclass
 class Config(RunConfig):
-    """A run of a baseline.
-
-    Args:
-        data: What is trained and evaluated on.
-        model: What is trained.
-        loss: What is minimised.
-        optim: How.
-    """
+    """A run of a baseline."""
 
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
@@ -60,38 +70,19 @@ class BaselineTask(ReidTask):
         model: The baseline.
         config: Losses, optimiser, evaluation.
         data: The data set, for evaluation.
-        num_classes: Training identities.
+        recipe: Name and options of the model, `num_classes` among them.
     """
 
     model: Baseline
 
-    def __init__(self, model: Baseline, config: Config, data: ReidData, num_classes: int) -> None:
-        super().__init__(model, config, data)
-        self.num_classes = num_classes
+    def __init__(self, model: Baseline, config: Config, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         self.cross_entropy = CrossEntropyLoss(config.loss.label_smoothing)
         self.triplet = TripletLoss(config.loss.margin) if config.loss.triplet else None
         self.centre: CentreLoss | None = None
         if config.loss.centre:
             generator = torch.Generator().manual_seed(config.seed)
-            self.centre = CentreLoss(num_classes, model.feature_size, generator=generator)
-
-    def prepare(self, module: Any) -> None:
-        """Undo folded batch norms."""
-        if self.config.model.unfold:
-            unfold(self.model.backbone, module, self.config.model.unfold)
-
-    def card(self) -> dict[str, Any]:
-        """Head and backbone."""
-        m = self.config.model
-        options = {"num_classes": self.num_classes, "backbone": m.backbone, "backbone_options": m.options}
-        return {"model": {"name": m.head, "options": options | m.head_options}}
-
-    def configure_optimizers(self) -> Any:
-        """Adam or SGD, the backbone at its own rate, the schedule by epoch."""
-        o = self.config.optim
-        backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
-        head = [p for p in self.model.head_parameters() if p.requires_grad]
-        return optimizer_and_schedule([{"params": backbone, "lr": o.lr * o.backbone_factor}, {"params": head}], o)
+            self.centre = CentreLoss(recipe["options"]["num_classes"], model.feature_size, generator=generator)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -119,23 +110,12 @@ class BaselineTask(ReidTask):
             self.centre.step_centres(self.config.loss.centre)
 
 
-def unfold(backbone: Any, module: ReidDataModule, images: int) -> None:
-    """`unfold_batch_norms` over so many training images."""
-    unfold_batch_norms(backbone, module.plain_images(images))
-
-
 def build(config: Config, data: ReidData) -> tuple[BaselineTask, ReidDataModule]:
     """The task and the data of a run."""
     module = ReidDataModule(data, config.data, config.seed)
     m = config.model
-    model = create_model(
-        m.head,
-        num_classes=len(module.classes),
-        backbone=m.backbone,
-        backbone_weights=m.weights,
-        backbone_options=m.options,
-        **m.head_options,
-    )
-    if m.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return BaselineTask(model, config, data, len(module.classes)), module  # type: ignore[arg-type]
+    model, recipe = build_model(m.head, m, num_classes=len(module.classes), **m.head_options)
+    return BaselineTask(model, config, data, recipe), module
+
+
+METHODS = tuple(Method(name, Config, build) for name in ("ide", "pcb", "strong_baseline"))

@@ -11,22 +11,23 @@ import torch
 from torch import Tensor
 
 from reidfast.data import ReidData, ShuffleSampler, SiameseSampler
-from reidfast.engine.config import DataConfig, OptimConfig, RunConfig
-from reidfast.engine.methods.baseline import unfold
-from reidfast.engine.task import ReidDataModule, ReidTask, optimizer_and_schedule
+from reidfast.engine.config import DataConfig, OptimConfig, RunConfig, UnfoldConfig, model_options
+from reidfast.engine.data import ReidDataModule
+from reidfast.engine.method import Method
+from reidfast.engine.task import ReidTask, build_model
 from reidfast.losses import CASNLoss
-from reidfast.models import CASN, create_model
+from reidfast.models import CASN
 
 
 @dataclass
 class PairDataConfig(DataConfig):
-    """What is trained and evaluated on, and which pairs.
+    """Training and evaluation data, and the pairs of a batch.
 
     Args:
-        sampler: "pairs": `ids` x `images` a step, over their cameras, with pairs drawn among them; "shuffle": every
-            image once an epoch in batches of `ids` x `images`, no pairs.
+        sampler: "pairs" draws `ids` x `images` a step over their cameras, and pairs among them; "shuffle" draws every
+            image once an epoch in batches of `ids` x `images`, without pairs.
         positives: Pairs of one person in a step.
-        negatives: Pairs of two.
+        negatives: Pairs of two persons in a step.
     """
 
     ids: int = 8
@@ -38,28 +39,22 @@ class PairDataConfig(DataConfig):
 
 
 @dataclass
-class CASNModelConfig:
-    """What is trained.
+class CASNModelConfig(UnfoldConfig):
+    """The network to train.
 
     Args:
-        base: "pcb" or "ide".
-        backbone: Name for `create_model`.
-        weights: Checkpoint of the backbone; None: random.
-        options: Of the backbone.
-        base_options: Of the baseline.
-        target: Of PCB's part logits: "sum", "mean", or "each" with a map of its own.
-        detach_weights: No second order through the weights of the maps.
-        closed_form: The head's derivative written out; None: where the head allows it.
-        diff: Of the pair classifier: "neg_square", "square", "abs", "signed".
-        indicator: "gradient" or "contribution".
-        channels_last: Keep maps with the channels innermost: often much faster on the CPU, and for half types on GPUs.
-        unfold: Undo folded batch norms of the weights before training, over this many training images; 0: no.
+        base: Baseline below the attention: "pcb" or "ide".
+        base_options: Options of that baseline (ide: hidden, dropout; pcb: parts, reduced, dropout).
+        target: Attention maps of PCB: one of the "sum" or the "mean" of its part logits, or one of "each" part's.
+        detach_weights: Treat the weights of the attention maps as constants (no second-order gradient).
+        closed_form: Write out the derivative of the head instead of calling autograd; null: where the head allows it.
+        diff: Difference that the pair classifier sees: "neg_square", "square", "abs" or "signed".
+        indicator: Rule that chooses elements of the difference: "gradient" or "contribution".
+        channels_last: Store feature maps with the channels innermost: often much faster on the CPU, and for half types
+            on GPUs.
     """
 
     base: Literal["pcb", "ide"] = "pcb"
-    backbone: str = "resnet50"
-    weights: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
     base_options: dict[str, Any] = field(default_factory=dict)
     target: Literal["sum", "mean", "each"] = "sum"
     detach_weights: bool = False
@@ -67,28 +62,27 @@ class CASNModelConfig:
     diff: Literal["neg_square", "square", "abs", "signed"] = "neg_square"
     indicator: Literal["gradient", "contribution"] = "gradient"
     channels_last: bool = True
-    unfold: int = 0
 
 
 @dataclass
 class CASNLossConfig:
-    """What is minimised; see `reidfast.losses.CASNLoss`.
+    """Identification, identification attention, verification and consistency; see `reidfast.losses.CASNLoss`.
 
     Args:
-        attention: lambda_1, of the identification attention.
-        siamese: lambda_2, of verification and consistency.
-        consistency: alpha_sa, of consistency beside verification.
-        start: Epochs before the two attention losses begin.
-        label_smoothing: Of the cross-entropy.
+        attention: Weight lambda_1 of the identification attention loss.
+        siamese: Weight lambda_2 of verification and consistency.
+        consistency: Weight alpha_sa of consistency relative to verification.
+        start: Number of epochs before the two attention losses begin.
+        label_smoothing: Label smoothing of the cross-entropy, from 0 to 1.
         alpha: Steepness of the soft mask.
-        beta: Its threshold.
-        normalisation: Of the attention before masking, by "image" or over the "batch".
-        score: Of the erased image, "probability" or "sigmoid".
-        classes: Whose logit is explained, the "true" or the "predicted" class.
-        mask_forward: Batch norms of the pass of erased images: "train", "batch", "eval".
-        threshold: Of the profile's span.
-        span: "crop", "mask", "none".
-        margin: Of the hinge on negative pairs; None: none.
+        beta: Threshold of the soft mask.
+        normalisation: Normalise the attention before masking by "image" or over the "batch".
+        score: Score of the erased image that is minimised: "probability" or "sigmoid".
+        classes: Class whose logit is explained: the "true" or the "predicted" one.
+        mask_forward: Mode of the batch norms in the pass of erased images: "train", "batch" or "eval".
+        threshold: Threshold of the attention profile that bounds the person's span.
+        span: Treatment of rows outside the person's span: "crop", "mask" or "none".
+        margin: Margin of the hinge on negative pairs; null: no hinge.
     """
 
     attention: float = 0.5
@@ -109,14 +103,7 @@ class CASNLossConfig:
 
 @dataclass
 class Config(RunConfig):
-    """A run of CASN.
-
-    Args:
-        data: What is trained and evaluated on.
-        model: What is trained.
-        loss: What is minimised.
-        optim: How.
-    """
+    """A run of CASN."""
 
     data: PairDataConfig = field(default_factory=PairDataConfig)
     model: CASNModelConfig = field(default_factory=CASNModelConfig)
@@ -130,7 +117,7 @@ class PairDataModule(ReidDataModule):
     Args:
         data: The data set.
         config: Sizes, sampler, transforms.
-        seed: Of what is drawn.
+        seed: Seed of what is drawn.
     """
 
     config: PairDataConfig
@@ -170,14 +157,17 @@ class CASNTask(ReidTask):
         model: The network.
         config: Losses, optimiser, evaluation.
         data: The data set, for evaluation.
-        module: Gives the pairs.
+        module: Data module that knows the pairs of a step.
+        recipe: Name and options of the model.
     """
 
     model: CASN
 
-    def __init__(self, model: CASN, config: Config, data: ReidData, module: PairDataModule) -> None:
-        super().__init__(model, config, data)
-        self.pairs, self.num_classes = module.pairs, len(module.classes)
+    def __init__(
+        self, model: CASN, config: Config, data: ReidData, module: PairDataModule, recipe: dict[str, Any]
+    ) -> None:
+        super().__init__(model, config, data, recipe)
+        self.pairs = module.pairs
         options = asdict(config.loss)
         self.start = options.pop("start")
         self.loss = CASNLoss(**options)
@@ -185,22 +175,6 @@ class CASNTask(ReidTask):
             model.pair.requires_grad_(False)
         # PCB leaves out what a backbone (OSNet) puts behind its pooled map
         self.find_unused_parameters = config.model.base == "pcb" and hasattr(model.backbone, "fc")
-
-    def prepare(self, module: Any) -> None:
-        """Undo folded batch norms."""
-        if self.config.model.unfold:
-            unfold(self.model.backbone, module, self.config.model.unfold)
-
-    def card(self) -> dict[str, Any]:
-        """Base, backbone and the options of the attention."""
-        return {"model": {"name": "casn", "options": {"num_classes": self.num_classes, **_options(self.config.model)}}}
-
-    def configure_optimizers(self) -> Any:
-        """Adam or SGD, the backbone at its own rate, the schedule by epoch."""
-        o = self.config.optim
-        backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
-        head = [p for p in self.model.head_parameters() if p.requires_grad]
-        return optimizer_and_schedule([{"params": backbone, "lr": o.lr * o.backbone_factor}, {"params": head}], o)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], index: int) -> Tensor:
         """Loss of one batch."""
@@ -228,17 +202,9 @@ def build(config: Config, data: ReidData) -> tuple[CASNTask, PairDataModule]:
     if config.loss.siamese and config.data.sampler != "pairs":
         raise ValueError('train casn: expected data.sampler "pairs" where loss.siamese is not 0, got "shuffle"')
     module = PairDataModule(data, config.data, config.seed)
-    model = create_model(
-        "casn", num_classes=len(module.classes), backbone_weights=config.model.weights, **_options(config.model)
-    )
-    if config.model.channels_last:
-        model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return CASNTask(model, config, data, module), module  # type: ignore[arg-type]
+    options = model_options(config.model)
+    model, recipe = build_model("casn", config.model, num_classes=len(module.classes), **options)
+    return CASNTask(model, config, data, module, recipe), module
 
 
-def _options(model: CASNModelConfig) -> dict[str, Any]:
-    """Of `create_model`, all but the weights and the number of classes."""
-    options = asdict(model)
-    del options["weights"], options["unfold"], options["channels_last"]
-    options["backbone_options"] = options.pop("options")
-    return options
+METHODS = tuple(Method(name, Config, build) for name in ("casn", "casn-ide"))

@@ -8,7 +8,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-import lightning
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -17,25 +16,23 @@ from torch.utils.data import DataLoader
 
 from reidfast import ops
 from reidfast.data import ReidData
-from reidfast.data.images import EvalTransform, ImageDataset
 from reidfast.data.samplers import IdentitySampler
-from reidfast.data.transforms import TrainTransform
-from reidfast.engine.config import DataConfig, OptimConfig, RunConfig
-from reidfast.engine.methods import paul
-from reidfast.engine.task import ReidDataModule, ReidTask, optimizer_and_schedule
+from reidfast.engine.config import DataConfig, OptimConfig, RunConfig, UnfoldConfig
+from reidfast.engine.data import ReidDataModule, shuffled_rows
+from reidfast.engine.method import Method
+from reidfast.engine.task import ReidTask, build_model
 from reidfast.evaluation import cluster
-from reidfast.models import create_model, unfold_batch_norms
 from reidfast.models.cluster_contrast import ClusterContrast
 from reidfast.nn import gather_rows
 
 
 @dataclass
 class ClusterDataConfig(DataConfig):
-    """What is trained and evaluated on; see `DataConfig`.
+    """Training and evaluation data; the training labels are not used.
 
     Args:
-        train_ids: Keep the images of this many training identities only, the first in order; 0: all. For short trials.
-        steps: Of an epoch; 0: as many as the pseudo-labelled images give.
+        train_ids: Number of training identities to keep, the first in order, for short trials; 0: all.
+        steps: Steps of an epoch; 0: as many as the images with a pseudo-label give.
     """
 
     train_ids: int = 0
@@ -43,36 +40,28 @@ class ClusterDataConfig(DataConfig):
 
 
 @dataclass
-class ClusterModelConfig:
-    """What is trained.
+class ClusterModelConfig(UnfoldConfig):
+    """The network to train.
 
     Args:
-        backbone: Name for `create_model`.
-        weights: Checkpoint of the backbone; None: random.
-        options: Of the backbone.
-        neck: "new" batch norm, or that of OSNet's fully connected layer ("backbone"), or six of those on horizontal
-            stripes ("stripes").
-        unfold: Undo folded batch norms of the weights before training, over this many training images; 0: no.
+        neck: Batch norm of the feature: "new", "backbone" (that of OSNet's fully connected layer) or "stripes" (six of
+            those on horizontal stripes).
     """
 
-    backbone: str = "resnet50"
-    weights: str | None = None
-    options: dict[str, Any] = field(default_factory=dict)
     neck: Literal["new", "backbone", "stripes"] = "new"
-    unfold: int = 0
 
 
 @dataclass
 class ClusterLossConfig:
-    """What is minimised: the cross-entropy of cosines with the cluster centres over `temperature`.
+    """Cross-entropy of the cosines with the cluster centres, divided by `temperature`.
 
     Args:
-        temperature: Of the logits.
-        momentum: Weight of the old centre.
-        eps: Of DBSCAN on Jaccard distances.
-        min_samples: Of DBSCAN.
-        k1: Of the Jaccard distance.
-        k2: Of the Jaccard distance.
+        temperature: Temperature of the logits.
+        momentum: Weight of the old centre in its update.
+        eps: Largest Jaccard distance of neighbours in DBSCAN.
+        min_samples: Least number of neighbours of a core point in DBSCAN.
+        k1: Size of the k-reciprocal neighbourhood of the Jaccard distance.
+        k2: Number of neighbours of the Jaccard distance's local query expansion.
     """
 
     temperature: float = 0.05
@@ -88,10 +77,7 @@ class Config(RunConfig):
     """A run of cluster-contrast.
 
     Args:
-        data: The target, whose training labels are not used.
-        model: What is trained.
-        loss: What is minimised.
-        optim: How.
+        data: Training and evaluation data; the training labels are not used.
     """
 
     data: ClusterDataConfig = field(default_factory=ClusterDataConfig)
@@ -106,36 +92,29 @@ class ClusterDataModule(ReidDataModule):
     Args:
         data: The data set.
         config: Sizes, sampler, transforms.
-        seed: Of what is drawn.
+        seed: Seed of what is drawn.
     """
 
+    config: ClusterDataConfig
     relabel: Callable[[], NDArray[np.int64]]
 
     def loader(self, epoch: int) -> DataLoader[Any]:
         """Batches (images [P*K, 3, H, W], clusters, cameras, rows) of one epoch, after clustering."""
         c = self.config
-        assert isinstance(c, ClusterDataConfig)
         self.labels = self.relabel()
-        found = int(self.labels.max(initial=-1)) + 1
-        if found < 2:
+        clusters = int(self.labels.max(initial=-1)) + 1
+        if clusters < 2:
             raise ValueError(
-                f"cluster_contrast: expected at least 2 clusters, got {found}; change loss.eps or loss.min_samples"
+                f"cluster_contrast: expected at least 2 clusters, got {clusters}; change loss.eps or loss.min_samples"
             )
-        transform = TrainTransform(c.height, c.width, flip=c.flip, pad=c.pad, erase=c.erase, filter=c.filter)
-        dataset = ImageDataset(self.data.train, transform, self._open_cache(), labels=self.labels, seed=self.seed)
-        dataset.set_epoch(epoch)
         sampler = IdentitySampler(
-            self.labels, min(c.ids, found), c.images, steps=c.steps or None, mark_repeats=True, seed=self.seed
+            self.labels, min(c.ids, clusters), c.images, steps=c.steps or None, mark_repeats=True, seed=self.seed
         )
-        sampler.set_epoch(epoch)
-        return DataLoader(dataset, batch_sampler=sampler, num_workers=c.workers)
+        return self.image_loader(epoch, sampler, labels=self.labels)
 
-    def plain_images(self, count: int) -> Tensor:
-        """Some training images as at evaluation, [count, 3, H, W]."""
-        c = self.config
-        dataset = ImageDataset(self.data.train, EvalTransform(c.height, c.width, c.filter), self._open_cache())
-        order = np.random.Generator(np.random.Philox(self.seed)).permutation(len(dataset))
-        return torch.stack([dataset[int(i)][0] for i in order[:count]])
+    def plain_rows(self, count: int) -> NDArray[np.int64]:
+        """At most `count` rows, drawn by the seed."""
+        return shuffled_rows(len(self.data.train), count, self.seed)
 
 
 class ClusterContrastTask(ReidTask):
@@ -147,22 +126,17 @@ class ClusterContrastTask(ReidTask):
         model: The network.
         config: Losses, optimiser, evaluation.
         data: The data set.
+        recipe: Name and options of the model.
     """
 
     model: ClusterContrast
 
-    def __init__(self, model: ClusterContrast, config: Config, data: ReidData) -> None:
-        super().__init__(model, config, data)
+    def __init__(self, model: ClusterContrast, config: Config, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         self.clusters = 0
         self.labels: NDArray[np.int64] | None = None
         self._centres = torch.empty(0)
         self._pending: tuple[Tensor, Tensor] | None = None
-
-    def prepare(self, module: lightning.LightningDataModule) -> None:
-        """Undo folded batch norms."""
-        assert isinstance(module, ClusterDataModule)
-        if self.config.model.unfold:
-            unfold_batch_norms(self.model.backbone, module.plain_images(self.config.model.unfold).to(self.device))
 
     def cluster(self, features: Tensor) -> NDArray[np.int64]:
         """Pseudo-label of every training image, -1 = outlier."""
@@ -179,20 +153,6 @@ class ClusterContrastTask(ReidTask):
         sums.index_add_(0, torch.from_numpy(labels)[kept], features[kept])
         self._centres = torch.nn.functional.normalize(sums, dim=1)
         return labels
-
-    def card(self) -> dict[str, Any]:
-        """How to make the model again."""
-        m = self.config.model
-        options = {"backbone": m.backbone, "backbone_options": m.options, "neck": m.neck}
-        return {"model": {"name": "cluster_contrast", "options": options}}
-
-    def configure_optimizers(self) -> Any:
-        """Adam or SGD, the backbone at its own rate, the schedule by epoch."""
-        o = self.config.optim
-        backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
-        head = [p for p in self.model.head_parameters() if p.requires_grad]
-        groups = [{"params": backbone, "lr": o.lr * o.backbone_factor}, {"params": head}]
-        return optimizer_and_schedule(groups if head else groups[:1], o)
 
     def training_step(self, batch: tuple[Tensor, Tensor, Tensor, Tensor], index: int) -> Tensor:
         """Loss of one batch; the centres move after it."""
@@ -214,21 +174,13 @@ class ClusterContrastTask(ReidTask):
             self._pending = None
 
 
-load = paul.load
-
-
 def build(config: Config, data: ReidData) -> tuple[ClusterContrastTask, ClusterDataModule]:
     """The task and the data of a run."""
-    m = config.model
-    model = create_model(
-        "cluster_contrast",
-        backbone=m.backbone,
-        backbone_weights=m.weights,
-        backbone_options=m.options,
-        neck=m.neck,
-    )
-    assert isinstance(model, ClusterContrast)
-    task = ClusterContrastTask(model, config, data)
+    model, recipe = build_model("cluster_contrast", config.model, neck=config.model.neck)
+    task = ClusterContrastTask(model, config, data, recipe)
     module = ClusterDataModule(data, config.data, config.seed)
     module.relabel = task.relabel
     return task, module
+
+
+METHODS = (Method("cluster_contrast", Config, build),)

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from reidfast.data import ReidData, Tracklets
 from reidfast.data.clips import SetBatch
 from reidfast.engine.config import OptimConfig, RunConfig
+from reidfast.engine.method import Method
 from reidfast.engine.methods.clips import ClipConfig, ClipDataModule, ClipTask, VideoModelConfig
 from reidfast.engine.sets import embed_sets, take_frames
+from reidfast.engine.task import build_model, optimizer_and_schedule
 from reidfast.losses import DiversityLoss, KLDiversityLoss, OIMLoss
-from reidfast.models import DRSTA, create_model
+from reidfast.models import DRSTA
 from reidfast.nn import gather_rows
 
 Stage = Literal["backbone", "spatial", "joint"]
@@ -27,13 +29,13 @@ class LossConfig:
     """OIM, and the penalty on attention maps that overlap.
 
     Args:
-        scale: Of OIM's logits.
-        momentum: Weight of the old row of OIM's table.
-        fill: When a stage begins, fill the table with the mean embedding of each identity, by one pass over the
-            tracklets. Published: no, it starts at zero; over a frozen backbone that can collapse.
-        penalty: "official" (batch-wide root), "paper_mean" (mean over the frames), "kl" (the form that was given up) or
-            "none".
-        weight: Of the penalty.
+        scale: Factor of OIM's logits (1 / temperature).
+        momentum: Weight of the old row when OIM's table is updated.
+        fill: Fill OIM's table at the beginning of each stage with the mean embedding of each identity, by one pass over
+            the tracklets. As published it starts at zero, which can collapse over a frozen backbone.
+        penalty: Penalty on overlapping maps: "official" (batch-wide root), "paper_mean" (mean over the frames), "kl"
+            (the form that the authors gave up) or "none".
+        weight: Weight of the penalty.
     """
 
     scale: float = 30.0
@@ -48,12 +50,12 @@ class StageConfig:
     """One stage of the schedule.
 
     Args:
-        stage: "backbone" (frames on their own), "spatial" (mean over the frames) or "joint".
-        epochs: Length.
-        lr: Rate at its beginning.
-        milestones: Epochs of the stage, from 1, at which the rate falls.
-        gamma: By which factor.
-        freeze: Whether the backbone stays as it is; None: in all stages but "backbone".
+        stage: Part that is trained: "backbone" (single frames), "spatial" (mean over the frames) or "joint".
+        epochs: Number of epochs of the stage.
+        lr: Learning rate at the beginning of the stage.
+        milestones: Epochs of the stage, counted from 1, at which the learning rate is multiplied by `gamma`.
+        gamma: Factor of the learning rate at each milestone.
+        freeze: Freeze the backbone; null: in all stages but "backbone".
     """
 
     stage: Stage = "joint"
@@ -66,14 +68,12 @@ class StageConfig:
 
 @dataclass
 class Config(RunConfig):
-    """A run of DRSTA. The stages make up the run: `optim.epochs` is their sum, rate and milestones are theirs.
+    """A run of DRSTA. Its length is the sum of the stages' epochs; learning rate and milestones are the stages'.
 
     Args:
-        data: What is trained and evaluated on.
-        model: What is trained.
-        loss: What is minimised.
-        optim: Momentum, weight decay, the backbone's rate over the stage's; SGD.
-        stages: One after another; behind "backbone" the table of OIM begins anew: the embedding is another one.
+        optim: Optimiser, momentum, weight decay, and the backbone's learning rate relative to the stage's.
+        stages: Stages in order, each a mapping of stage, epochs, lr, milestones, gamma and freeze. OIM's table starts
+            anew after the stage "backbone", whose embedding is another one.
     """
 
     data: ClipConfig = field(default_factory=ClipConfig)
@@ -90,15 +90,15 @@ class DRSTATask(ClipTask):
         model: The model.
         config: The run's settings.
         data: The data set.
+        recipe: Name and options of the model.
         num_classes: Training identities: rows of OIM's table, which is a buffer and so part of every checkpoint.
     """
 
     model: DRSTA
-    method = "drsta"
     find_unused_parameters = True
 
-    def __init__(self, model: DRSTA, config: Config, data: ReidData, num_classes: int) -> None:
-        super().__init__(model, config, data)
+    def __init__(self, model: DRSTA, config: Config, data: ReidData, recipe: dict[str, Any], num_classes: int) -> None:
+        super().__init__(model, config, data, recipe)
         model.stage = config.stages[0].stage  # frozen later: a data-parallel wrapper wants to see every parameter
         c = config.loss
         self.oim = OIMLoss(num_classes, model.feature_size, scale=c.scale, momentum=c.momentum)
@@ -123,23 +123,19 @@ class DRSTATask(ClipTask):
         return within
 
     def configure_optimizers(self) -> Any:
-        """SGD over everything; what a stage freezes has no gradient and stays."""
+        """One optimiser of everything; what a stage freezes has no gradient and stays."""
         o, first = self.config.optim, self.config.stages[0].lr
-        backbone = list(self.model.backbone.parameters())
-        optimizer = torch.optim.SGD(
-            [{"params": backbone, "lr": first * o.backbone_factor}, {"params": self.model.head_parameters()}],
-            lr=first,
-            momentum=o.momentum,
-            nesterov=True,
-            weight_decay=o.weight_decay,
-        )
+        groups = [
+            {"params": list(self.model.backbone.parameters()), "lr": first * o.backbone_factor},
+            {"params": self.model.head_parameters(), "lr": first},
+        ]
 
         def factor(epoch: int) -> float:
             i, within = self.stage_of(epoch)
             stage = self.config.stages[i]
             return stage.lr / first * stage.gamma ** sum(within + 1 > m for m in stage.milestones)
 
-        return [optimizer], [torch.optim.lr_scheduler.LambdaLR(optimizer, factor)]
+        return optimizer_and_schedule(groups, o, factor)
 
     def on_train_epoch_start(self) -> None:
         """Take up the epoch's stage; the table begins anew behind the stage "backbone"."""
@@ -195,6 +191,8 @@ def build(config: Config, data: ReidData) -> tuple[DRSTATask, ClipDataModule]:
         raise ValueError("train drsta: expected at least one stage, got none")
     config.optim.epochs = sum(stage.epochs for stage in config.stages)
     module = ClipDataModule(data, config.data, config.seed)
-    m = config.model
-    model = create_model("drsta", backbone=m.backbone, backbone_weights=m.weights, backbone_options=m.options, **m.head)
-    return DRSTATask(model, config, data, len(module.classes)), module  # type: ignore[arg-type]
+    model, recipe = build_model("drsta", config.model, **config.model.head)
+    return DRSTATask(model, config, data, recipe, len(module.classes)), module
+
+
+METHODS = (Method("drsta", Config, build),)

@@ -10,24 +10,29 @@ from typing import Any, Literal
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from reidfast.data import ReidData, TrackletDataset, TrainTransform, TripletSetSampler
-from reidfast.data.clips import SetBatch, collate_sets
+from reidfast.data import ReidData, TripletSetSampler
+from reidfast.data.clips import SetBatch
 from reidfast.engine.config import OptimConfig, RunConfig
+from reidfast.engine.method import Method
 from reidfast.engine.methods.clips import ClipConfig, ClipDataModule, ClipTask, VideoModelConfig
-from reidfast.engine.task import optimizer_and_schedule
+from reidfast.engine.task import build_model
 from reidfast.losses import CrossEntropyLoss, SetTripletLoss
-from reidfast.models import QAN, create_model
+from reidfast.models import QAN
 
 
 @dataclass
 class SetConfig(ClipConfig):
-    """What is trained and evaluated on.
+    """Training and evaluation data, and the triplets of sets drawn from it.
 
     A step holds `triplets` anchor, positive and negative sets of `frames` frames each; `ids` and `tracks` do not count.
 
     Args:
-        triplets: A step.
-        other_tracklet: The positive is another tracklet than the anchor where there is one (the released code: any).
+        ids: Not used by this method.
+        tracks: Not used by this method.
+        triplets: Triplets of sets in a step.
+        steps: Steps of an epoch.
+        other_tracklet: Take the positive set from another tracklet than the anchor's where there is one (the authors'
+            code takes any).
     """
 
     triplets: int = 1
@@ -40,14 +45,14 @@ class SetConfig(ClipConfig):
 
 @dataclass
 class LossConfig:
-    """What is minimised: `image` x cross-entropy of the frames + `set` x triplet loss of the sets.
+    """`image` x cross-entropy of the frames + `set` x triplet loss of the sets.
 
     Args:
-        image: Weight of the image-level loss.
-        set: Weight of the set-level loss.
-        margin: Of the triplets.
-        contrastive: Weight of the contrastive term: 1 in the released code, 0 in the paper.
-        label_smoothing: Of the cross-entropy.
+        image: Weight of the image-level cross-entropy.
+        set: Weight of the set-level triplet loss.
+        margin: Margin of the triplet loss.
+        contrastive: Weight of the contrastive term: 1 in the authors' code, 0 in the paper.
+        label_smoothing: Label smoothing of the cross-entropy, from 0 to 1.
     """
 
     image: float = 1.0
@@ -62,10 +67,7 @@ class Config(RunConfig):
     """A run of QAN.
 
     Args:
-        data: What is trained and evaluated on.
-        model: What is trained; `head` holds options of `reidfast.models.QAN`: `pooling`, `parts`, `split`, `unit`, ...
-        loss: What is minimised.
-        optim: How.
+        model: The network to train; `head` holds options of `reidfast.models.QAN`, such as pooling, parts or split.
     """
 
     data: SetConfig = field(default_factory=SetConfig)
@@ -80,7 +82,7 @@ class TripletSetModule(ClipDataModule):
     Args:
         data: The data set, its tables with the column `tracklet`.
         config: Sizes, sampler, transforms.
-        seed: Of what is drawn.
+        seed: Seed of what is drawn.
     """
 
     config: SetConfig
@@ -88,17 +90,6 @@ class TripletSetModule(ClipDataModule):
     def loader(self, epoch: int) -> DataLoader[Any]:
         """Batches (`SetBatch`) of one epoch: anchor, positive, negative, anchor, ..."""
         c = self.config
-        dataset = TrackletDataset(
-            self.tracklets,
-            TrainTransform(c.height, c.width, flip=c.flip, pad=c.pad, erase=c.erase, filter=c.filter),
-            choose=c.choose,
-            n=c.frames,
-            same=False,
-            decode=self._open_cache(),
-            labels=self.labels,
-            seed=self.seed,
-        )
-        dataset.set_epoch(epoch)
         sampler = TripletSetSampler(
             self.labels,
             self.tracklets.camids,
@@ -107,8 +98,7 @@ class TripletSetModule(ClipDataModule):
             other_tracklet=c.other_tracklet,
             seed=self.seed,
         )
-        sampler.set_epoch(epoch)
-        return DataLoader(dataset, batch_sampler=sampler, num_workers=c.workers, collate_fn=collate_sets)
+        return self.clip_loader(epoch, sampler, same=False)
 
 
 class QANTask(ClipTask):
@@ -118,30 +108,15 @@ class QANTask(ClipTask):
         model: The model.
         config: The run's settings.
         data: The data set.
-        num_classes: Training identities.
+        recipe: Name and options of the model.
     """
 
     model: QAN
-    method = "qan"
 
-    def __init__(self, model: QAN, config: Config, data: ReidData, num_classes: int) -> None:
-        super().__init__(model, config, data)
-        self.num_classes = num_classes
+    def __init__(self, model: QAN, config: Config, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         self.cross_entropy = CrossEntropyLoss(config.loss.label_smoothing)
         self.triplet = SetTripletLoss(config.loss.margin, contrastive=config.loss.contrastive)
-
-    def card(self) -> dict[str, Any]:
-        """How to make the model again."""
-        m, c = self.config.model, self.config.data
-        options = {"num_classes": self.num_classes, "backbone": m.backbone, "backbone_options": m.options}
-        return {"model": {"name": "qan", "options": options | {"size": [c.height, c.width]} | m.head}}
-
-    def configure_optimizers(self) -> Any:
-        """The backbone at its own rate, the rest at the full one."""
-        o = self.config.optim
-        backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
-        head = [p for p in self.model.head_parameters() if p.requires_grad]
-        return optimizer_and_schedule([{"params": backbone, "lr": o.lr * o.backbone_factor}, {"params": head}], o)
 
     def training_step(self, batch: SetBatch, index: int) -> Tensor:
         """Loss of one batch."""
@@ -163,14 +138,10 @@ class QANTask(ClipTask):
 def build(config: Config, data: ReidData) -> tuple[QANTask, TripletSetModule]:
     """The task and the data of a run."""
     module = TripletSetModule(data, config.data, config.seed)
-    m, c = config.model, config.data
-    model = create_model(
-        "qan",
-        num_classes=len(module.classes),
-        backbone=m.backbone,
-        backbone_weights=m.weights,
-        backbone_options=m.options,
-        size=(c.height, c.width),
-        **m.head,
-    )
-    return QANTask(model, config, data, len(module.classes)), module  # type: ignore[arg-type]
+    size = [config.data.height, config.data.width]
+    options = {"num_classes": len(module.classes), "size": size, **config.model.head}
+    model, recipe = build_model("qan", config.model, **options)
+    return QANTask(model, config, data, recipe), module
+
+
+METHODS = (Method("qan", Config, build),)

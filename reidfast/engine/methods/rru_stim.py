@@ -12,10 +12,11 @@ from torch import Tensor
 from reidfast.data import ReidData
 from reidfast.data.clips import SetBatch
 from reidfast.engine.config import OptimConfig, RunConfig
+from reidfast.engine.method import Method
 from reidfast.engine.methods.clips import ClipConfig, ClipDataModule, ClipTask, VideoModelConfig
-from reidfast.engine.task import optimizer_and_schedule
+from reidfast.engine.task import build_model
 from reidfast.losses import RRUSTIMLoss
-from reidfast.models import RRUSTIM, create_model
+from reidfast.models import RRUSTIM
 from reidfast.nn import gather_rows
 
 
@@ -24,9 +25,9 @@ class LossConfig:
     """The four-part loss.
 
     Args:
-        margin: Of the triplets.
-        parts: Weight of the term over the horizontal parts.
-        auxiliary: Weight of the auxiliary classifier.
+        margin: Margin of the triplet losses.
+        parts: Weight of the triplet loss over the horizontal parts.
+        auxiliary: Weight of the auxiliary classifier's cross-entropy.
     """
 
     margin: float = 0.4
@@ -36,14 +37,7 @@ class LossConfig:
 
 @dataclass
 class Config(RunConfig):
-    """A run of RRU + STIM.
-
-    Args:
-        data: What is trained and evaluated on.
-        model: What is trained.
-        loss: What is minimised.
-        optim: How.
-    """
+    """A run of RRU + STIM."""
 
     data: ClipConfig = field(default_factory=ClipConfig)
     model: VideoModelConfig = field(default_factory=VideoModelConfig)
@@ -58,31 +52,15 @@ class RRUSTIMTask(ClipTask):
         model: The model.
         config: The run's settings.
         data: The data set.
-        num_classes: Training identities.
+        recipe: Name and options of the model.
     """
 
     model: RRUSTIM
-    method = "rru_stim"
 
-    def __init__(self, model: RRUSTIM, config: Config, data: ReidData, num_classes: int) -> None:
-        super().__init__(model, config, data)
-        self.num_classes = num_classes
+    def __init__(self, model: RRUSTIM, config: Config, data: ReidData, recipe: dict[str, Any]) -> None:
+        super().__init__(model, config, data, recipe)
         c = config.loss
         self.loss = RRUSTIMLoss(c.margin, parts_weight=c.parts, auxiliary_weight=c.auxiliary)
-
-    def card(self) -> dict[str, Any]:
-        """How `create_model` makes the model again."""
-        card, c = super().card(), self.config.data
-        card["model"]["options"] |= {"num_classes": self.num_classes, "size": [c.height, c.width]}
-        return card
-
-    def configure_optimizers(self) -> Any:
-        """The backbone at its own rate."""
-        o = self.config.optim
-        backbone = [p for p in self.model.backbone.parameters() if p.requires_grad]
-        return optimizer_and_schedule(
-            [{"params": backbone, "lr": o.lr * o.backbone_factor}, {"params": self.model.head_parameters()}], o
-        )
 
     def training_step(self, batch: SetBatch, index: int) -> Tensor:
         """Loss of one batch."""
@@ -97,14 +75,11 @@ class RRUSTIMTask(ClipTask):
 def build(config: Config, data: ReidData) -> tuple[RRUSTIMTask, ClipDataModule]:
     """The task and the data of a run."""
     module = ClipDataModule(data, config.data, config.seed)
-    m = config.model
-    model = create_model(
-        "rru_stim",
-        num_classes=len(module.classes),
-        backbone=m.backbone,
-        backbone_weights=m.weights,
-        backbone_options=m.options,
-        size=(config.data.height, config.data.width),
-        **m.head,
+    size = [config.data.height, config.data.width]
+    model, recipe = build_model(
+        "rru_stim", config.model, **{**config.model.head, "num_classes": len(module.classes), "size": size}
     )
-    return RRUSTIMTask(model, config, data, len(module.classes)), module  # type: ignore[arg-type]
+    return RRUSTIMTask(model, config, data, recipe), module
+
+
+METHODS = (Method("rru_stim", Config, build),)

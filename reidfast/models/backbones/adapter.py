@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from reidfast.models.registry import register_model
+
 from .base import Backbone
 
 __all__ = ["Adapter", "timm_backbone"]
@@ -142,6 +144,7 @@ def token_grid(count: int, height: int, width: int) -> tuple[int, int]:
     )
 
 
+@register_model("timm:")
 def timm_backbone(name: str, *, pretrained: bool = False, size: Any = None, **options: Any) -> Adapter:
     """A network of timm under its own name, without its classifier.
 
@@ -149,8 +152,8 @@ def timm_backbone(name: str, *, pretrained: bool = False, size: Any = None, **op
         name: As in ``timm.list_models()``.
         pretrained: Let timm fetch its weights.
         size: (height, width) that the network is tried with; default: ``img_size`` among the options, else 256 x 128.
-        options: Of ``Adapter`` (grid, feature, prefix, layout), the others of ``timm.create_model``; transformers of
-            one input size take ``img_size=(256, 128)``.
+        options: Options of ``Adapter`` (grid, feature, prefix, layout) and of ``timm.create_model``; transformers
+            of one input size take ``img_size=(256, 128)``.
 
     Raises:
         ImportError: timm is not installed.

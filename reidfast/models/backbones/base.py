@@ -20,12 +20,14 @@ class Backbone(nn.Module):
         stride: H / h, for heights and widths that it divides.
         classifier_prefixes: Beginnings of the keys of public checkpoints that hold an identity or ImageNet classifier,
             which a backbone has not.
+        drops_classifier: See `register_model`.
     """
 
     out_channels: int
     feature_size: int
     stride: int
     classifier_prefixes: tuple[str, ...] = ("classifier.",)
+    drops_classifier = True
 
     def forward_map(self, images: Tensor) -> Tensor:
         """Feature map `[B, C, h, w]` of `images [B, 3, H, W]`."""

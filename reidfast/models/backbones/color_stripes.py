@@ -12,6 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from reidfast.models.registry import register_model
+
 from .base import Backbone
 
 __all__ = ["ColorStripes"]
@@ -20,6 +22,7 @@ MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
 
+@register_model("color_stripes")
 class ColorStripes(Backbone):
     """Soft histograms of hue and of lightness in horizontal stripes, square-rooted (Hellinger).
 

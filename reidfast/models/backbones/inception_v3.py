@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reidfast.models.registry import register_model
+
 from .base import Backbone
 
 __all__ = ["InceptionAux", "InceptionV3"]
@@ -163,7 +165,7 @@ class InceptionAux(nn.Module):
 
     Args:
         num_classes: Identities.
-        channels: Of the map.
+        channels: Channels of the map.
     """
 
     def __init__(self, num_classes: int, channels: int = 768):
@@ -186,6 +188,7 @@ class InceptionAux(nn.Module):
         return self.fc(x.mean((2, 3)))
 
 
+@register_model("inception_v3")
 class InceptionV3(Backbone):
     """Inception-v3 without its classifiers; 299 x 299 pixels become an 8 x 8 map of 2048 channels.
 

@@ -15,6 +15,8 @@ import re
 
 from torch import Tensor, nn
 
+from reidfast.models.registry import register_model
+
 from .base import Backbone
 
 __all__ = ["MobileNetV2"]
@@ -49,6 +51,7 @@ class InvertedResidual(nn.Module):
         return x + self.conv(x) if self.residual else self.conv(x)
 
 
+@register_model("mobilenet_v2")
 class MobileNetV2(Backbone):
     """MobileNetV2 without its classifier; 1280 channels, stride 32, so 256 x 128 pixels become an 8 x 4 map.
 

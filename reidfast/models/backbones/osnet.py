@@ -9,8 +9,12 @@ Parameter names are those of torchreid's checkpoints (KaiyangZhou/deep-person-re
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from reidfast.models.registry import register_model
 
 from .base import Backbone
 
@@ -164,3 +168,8 @@ class OSNet(Backbone):
 
 def _halve(channels: int, stride: int = 2) -> nn.Sequential:
     return nn.Sequential(ConvUnit(channels, channels), nn.AvgPool2d(2) if stride == 2 else nn.Identity())
+
+
+for _name, _channels in OSNET_CHANNELS.items():
+    register_model(_name, partial(OSNet, _channels))
+register_model("osnet_ibn_x1_0", partial(OSNet, OSNET_CHANNELS["osnet_x1_0"], instance_norm=True))

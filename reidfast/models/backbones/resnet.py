@@ -9,7 +9,11 @@ of a bottleneck sits in its 3x3 convolution, as in torchvision. Last stride 1: S
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor, nn
+
+from reidfast.models.registry import register_model
 
 from .base import Backbone
 
@@ -123,3 +127,7 @@ def _stage(
 ) -> nn.Sequential:
     first = block(inputs, channels, stride)
     return nn.Sequential(first, *(block(channels * block.expansion, channels) for _ in range(blocks - 1)))
+
+
+for _name, (_block, _layers) in RESNET_LAYERS.items():
+    register_model(_name, partial(ResNet, _block, _layers))
