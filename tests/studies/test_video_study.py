@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("benchmarks", reason="the benchmarks are beside the checkout, not in the wheel")
+pytest.importorskip("studies.video", reason="the studies are beside the checkout, not in the wheel")
 
-from benchmarks.experiments import video
+from studies import video
 
 CHANNELS, PEOPLE, HALVES = 6, 16, 4  # two walks of two halves for each person
 

@@ -2,10 +2,10 @@
 # Copyright (c) 2026 the reidfast authors
 """QAN on real sets with spoilt frames: CUHK03-NP, a set = all images of one person and view.
 
-    python -m benchmarks.experiments.qan --weights OSNET.npz --out benchmarks/results/qan.json
+    python -m studies.qan --weights OSNET.npz --out studies/results/qan.json
 
 Query: the 700 test persons' sets of view 1, gallery: their sets of view 2. Each frame is spoilt with probability 0, 20
-or 40 %, in one of three ways (`benchmarks.experiments.corruption`; which one is a fixed draw for each image), in
+or 40 %, in one of three ways (`studies.corruption`; which one is a fixed draw for each image), in
 training and at test; no quality label is used.
 The backbone (OSNet x0.25, MSMT17) is frozen: its features and maps are extracted once, then heads train on them.
 Everything goes on where it was stopped.
@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
 
-from benchmarks.experiments.corruption import KINDS, spoil
 from reidfast import ops
 from reidfast._files import write_whole
 from reidfast.data import Tracklets, concatenate, decode, load
@@ -39,6 +38,7 @@ from reidfast.evaluation import rank
 from reidfast.losses import SetTripletLoss
 from reidfast.models import QAN, create_model
 from reidfast.nn import QualityPool
+from studies.corruption import KINDS, spoil
 
 VERSIONS = ("clean", "spoilt")
 SIZE = (256, 128)
@@ -439,7 +439,7 @@ def _mean_auc(loaded: Any, run: Run, kind: str, seeds: int) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments.qan", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.qan", description=__doc__)
     parser.add_argument("--weights", required=True, help="OSNet x0.25 trained on MSMT17")
     parser.add_argument("--cache", type=Path, default=cache_folder() / "experiments" / "qan")
     parser.add_argument("--out", type=Path, help="the result; without it only what is missing is computed")
@@ -472,7 +472,7 @@ def main(arguments: list[str] | None = None) -> None:
         files[run, seed] = work(run, seed, train_frames, test_frames, args.steps, args.cache / f"runs{args.persons}")
     result = {
         "what": __doc__.split("\n")[0],
-        "command": f"python -m benchmarks.experiments.qan --weights {Path(args.weights).name} --steps {args.steps} "
+        "command": f"python -m studies.qan --weights {Path(args.weights).name} --steps {args.steps} "
         f"--seeds {args.seeds} --persons {args.persons}",
         "data": {
             "train_persons": args.persons,

@@ -2,11 +2,11 @@
 # Copyright (c) 2026 the reidfast authors
 """What DRSTA and RRU + STIM claim, on synthetic walks in which the occlusion is known.
 
-    python -m benchmarks.experiments.video maps WEIGHTS --cache DIR      frames to feature maps, once
-    python -m benchmarks.experiments.video run --cache DIR --out DIR     every arm and seed that is not there yet
-    python -m benchmarks.experiments.video tune 'NAME={"scale": 50}' ... --cache DIR --out DIR  settings of DRSTA
-    python -m benchmarks.experiments.video report --out DIR --json FILE  tables, and one file of all results
-    python -m benchmarks.experiments.video picture --cache DIR --png FILE  attention and temporal weights of two walks
+    python -m studies.video maps WEIGHTS --cache DIR      frames to feature maps, once
+    python -m studies.video run --cache DIR --out DIR     every arm and seed that is not there yet
+    python -m studies.video tune 'NAME={"scale": 50}' ... --cache DIR --out DIR  settings of DRSTA
+    python -m studies.video report --out DIR --json FILE  tables, and one file of all results
+    python -m studies.video picture --cache DIR --png FILE  attention and temporal weights of two walks
 
 People walk past three cameras while others, poles and walls come between. Each walk of 16 frames is two tracklets of 8:
 the first half is searched for among the second halves, so that what makes the search hard is occlusion and not the
@@ -33,7 +33,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.experiments.corruption import occlude
 from reidfast._files import write_whole
 from reidfast.data import IdentitySampler, load
 from reidfast.data.clips import chunk_frames, clip_frames
@@ -45,6 +44,7 @@ from reidfast.losses import DiversityLoss, KLDiversityLoss, OIMLoss, RRUSTIMLoss
 from reidfast.models import Backbone, create_model
 from reidfast.models.drsta import DRSTA
 from reidfast.models.rru_stim import RRUSTIM
+from studies.corruption import occlude
 
 WORLD = {
     "ids": 240,
@@ -679,8 +679,7 @@ def report(cache: Path, out: Path, target: Path | None) -> None:
     if target is None:
         return
     content = {
-        "command": "python -m benchmarks.experiments.video {maps WEIGHTS | tune ... | run | report} "
-        "--cache DIR --out DIR",
+        "command": "python -m studies.video {maps WEIGHTS | tune ... | run | report} --cache DIR --out DIR",
         "backbone": "osnet_x0_25, MSMT17 weights, frozen, 128 x 64",
         "settings": {"world": WORLD, "more people": MORE, "strangers": STRANGERS, "frames": FRAMES, "clip": CLIP}
         | {"drsta": CHOSEN, "rru_steps": RRU_STEPS},

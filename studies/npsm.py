@@ -2,11 +2,11 @@
 # Copyright (c) 2026 the reidfast authors
 """NPSM against two-stage search on the same network: rendered scenes, PETS 2009, and the time of a pair.
 
-python -m benchmarks.experiments.npsm run --weights osnet.npz --out runs/npsm --seeds 0 1 2
-python -m benchmarks.experiments.npsm pets --weights osnet.npz --out runs/npsm
-python -m benchmarks.experiments.npsm time --out runs/npsm
-python -m benchmarks.experiments.npsm table --out runs/npsm --results benchmarks/results/npsm.json
-python -m benchmarks.experiments.npsm figure --out runs/npsm --gif docs/img/npsm.gif
+python -m studies.npsm run --weights osnet.npz --out runs/npsm --seeds 0 1 2
+python -m studies.npsm pets --weights osnet.npz --out runs/npsm
+python -m studies.npsm time --out runs/npsm
+python -m studies.npsm table --out runs/npsm --results studies/results/npsm.json
+python -m studies.npsm figure --out runs/npsm --gif docs/img/npsm.gif
 
 For each seed the scenes, the draw of pairs and the new parameters differ. First the embedding is trained by OIM (the
 two-stage baseline), then NPSM's attention on top of that embedding, which stays: what differs between the arms
@@ -410,14 +410,14 @@ def write_results(options: argparse.Namespace) -> None:
     """One JSON file with everything that the documents quote."""
     content: dict[str, Any] = {
         "commands": [
-            f"python -m benchmarks.experiments.npsm {part}" + ("" if "--out" in part else " --out runs/npsm")
+            f"python -m studies.npsm {part}" + ("" if "--out" in part else " --out runs/npsm")
             for part in (
                 "run --weights osnet_x0_25_msmt17.npz --seeds 0 1 2 --arms npsm --epochs 60",
                 "run --weights osnet_x0_25_msmt17.npz --seeds 0 1 2 --arms npsm --epochs 10 --out runs/npsm-short",
                 "run --weights osnet_x0_25_msmt17.npz --seeds 0 --arms npsm-paper --epochs 10 --out runs/npsm-short",
                 "pets --weights osnet_x0_25_msmt17.npz --seeds 0 --pets-epochs 6",
                 "time --seeds 0 --queries 1 8 32 --images 4 16 --repeats 3",
-                "table --results benchmarks/results/npsm-2026-11-21.json --short runs/npsm-short",
+                "table --results studies/results/npsm-2026-11-21.json --short runs/npsm-short",
             )
         ]
     }

@@ -11,11 +11,11 @@ import torch
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 pytest.importorskip("lightning", reason="needs the extra [train]")
 
-from casn_networks import tiny_batch, tiny_casn
+from _support.casn_networks import tiny_batch, tiny_casn
 
-from benchmarks.experiments import casn as study
 from reidfast.data import ReidData
 from reidfast.data.records import Records
+from studies import casn as study
 
 
 @pytest.mark.parametrize("lag", [-2, -1, 0, 1, 2])

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-pytest.importorskip("benchmarks", reason="the benchmarks are beside the checkout, not in the wheel")
+pytest.importorskip("studies.qan", reason="the studies are beside the checkout, not in the wheel")
 
-from benchmarks.experiments import corruption, qan
 from reidfast.data import Records, Tracklets
+from studies import corruption, qan
 
 
 def made(persons: int, seed: int) -> qan.Frames:

@@ -2,9 +2,9 @@
 # Copyright (c) 2026 the reidfast authors
 """Training runs whose scores are committed: a run of `reidfast train`, then one JSON file of what it reached.
 
-    python -m benchmarks.experiments.training market751_mini --weights MOBILENET.pt --out runs/mini
+    python -m studies.training market751_mini --weights MOBILENET.pt --out runs/mini
 
-Settings are in benchmarks/experiments/configs/NAME.yaml. A run that was stopped goes on where it was; its seconds are
+Settings are in studies/configs/NAME.yaml. A run that was stopped goes on where it was; its seconds are
 those of all its starts, evaluations included.
 """
 
@@ -22,7 +22,7 @@ from benchmarks import timing
 from reidfast._files import write_whole
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE.parents[0] / "results"
+RESULTS = HERE / "results"
 # What the project wants of a run, in per cent.
 WANTED = {
     "market751_mini": {"rank1": 65.0, "mAP": 40.0, "minutes": 20},
@@ -52,12 +52,12 @@ def report(name: str, command: list[str], out: Path) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments.training", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.training", description=__doc__)
     parser.add_argument("name", choices=sorted(path.stem for path in (HERE / "configs").glob("*.yaml")))
     parser.add_argument("--weights", required=True, help="of the backbone")
     parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--result", type=Path, help="default: benchmarks/results/training-NAME.json")
+    parser.add_argument("--result", type=Path, help="default: studies/results/training-NAME.json")
     parser.add_argument("settings", nargs="*", help="further settings of reidfast train, such as --seed=1, after --")
     args = parser.parse_args(arguments)
     out = args.out or Path("runs") / args.name

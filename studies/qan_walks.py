@@ -2,7 +2,7 @@
 # Copyright (c) 2026 the reidfast authors
 """What a quality unit learns on synthetic walks, where the quality of every frame is known and never shown to it.
 
-    python -m benchmarks.experiments.qan_walks --weights OSNET.npz --out benchmarks/results/qan_walks.json
+    python -m studies.qan_walks --weights OSNET.npz --out studies/results/qan_walks.json
 
 The backbone (OSNet x0.25, trained on real people) is frozen; the unit learns from triplets of sets alone. Reported: how
 well its scores order the test persons' frames by what is known (Spearman), and tell good from spoilt ones (AUC, for
@@ -126,7 +126,7 @@ def harm(features: Tensor, sets: Tracklets) -> dict[str, float]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments.qan_walks", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m studies.qan_walks", description=__doc__)
     parser.add_argument("--weights", required=True, help="OSNet x0.25 trained on MSMT17")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path, help="a picture of some test walks with their scores")
@@ -158,7 +158,7 @@ def main(arguments: list[str] | None = None) -> None:
         print(row, flush=True)
     result = {
         "what": __doc__.split("\n")[0],
-        "command": "python -m benchmarks.experiments.qan_walks "
+        "command": "python -m studies.qan_walks "
         f"--weights {Path(args.weights).name} --steps {args.steps} --seeds {args.seeds}",
         "data": {"synthetic_tracklets": WALKS, "train": "the first half of the persons", "test": "the others"},
         "cosine_to_good_frames": hurt,

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from benchmarks.experiments.watch import Watch
 from reidfast._files import write_whole
 from reidfast.data import EvalTransform, ImageDataset, Records, SurrogateTransform, TrainTransform
 from reidfast.data.samplers import IdentitySampler, ShuffleSampler
@@ -35,6 +34,7 @@ from reidfast.models import OSNet
 from reidfast.models.backbones import Backbone
 from reidfast.models.paul import PatchNet
 from reidfast.nn import MemoryBank, gather_rows
+from studies.watch import Watch
 
 SURROGATES = 2
 TAIL = ("conv3", "conv4", "conv5", "fc")

@@ -14,13 +14,13 @@ pytest.importorskip("lightning", reason="needs the extra [train]")
 pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 pytest.importorskip("sklearn", reason="needs the extra [train]")
 
-from benchmarks.experiments.cached import ChosenPEDAL, settle, settled
-from benchmarks.experiments.paul import main, read
-from benchmarks.experiments.watch import describe, describe_clusters, describe_memory
 from reidfast.data import load, write_synthetic
 from reidfast.losses import PEDAL
 from reidfast.models import create_model, save_weights
 from reidfast.nn import MemoryBank
+from studies.cached import ChosenPEDAL, settle, settled
+from studies.paul import main, read
+from studies.watch import describe, describe_clusters, describe_memory
 
 ARMS = "controls adabn both cluster-contrast"
 

@@ -2,12 +2,12 @@
 # Copyright (c) 2026 the reidfast authors
 """CASN part by part: what of its gain is the batch, the verification loss, the erasing, the consistency.
 
-    python -m benchmarks.experiments.casn run --weights osnet.npz --out runs/casn-cpu                 on a CPU
-    python -m benchmarks.experiments.casn run --preset full --weights resnet50.pth --out runs/casn    on a GPU
-    python -m benchmarks.experiments.casn table --out runs/casn-cpu --json results.json
-    python -m benchmarks.experiments.casn holdout --ids 100 --test-ids 100 --json tuning.json
-    python -m benchmarks.experiments.casn measure --runs runs/ide runs/casn-ide
-    python -m benchmarks.experiments.casn figure --runs runs/ide runs/casn-ide --png attention.png
+    python -m studies.casn run --weights osnet.npz --out runs/casn-cpu                 on a CPU
+    python -m studies.casn run --preset full --weights resnet50.pth --out runs/casn    on a GPU
+    python -m studies.casn table --out runs/casn-cpu --json results.json
+    python -m studies.casn holdout --ids 100 --test-ids 100 --json tuning.json
+    python -m studies.casn measure --runs runs/ide runs/casn-ide
+    python -m studies.casn figure --runs runs/ide runs/casn-ide --png attention.png
 
 Arms over PCB: `ce`, every image once an epoch, cross-entropy alone; `sampler`, the same loss on 8 x 4 batches dealt
 over cameras; then `bce` (verification of pairs), `ia` (identification attention), `sa` (verification and consistency),
@@ -717,7 +717,7 @@ def figure(runs: list[Path], png: Path, pairs: int) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments.casn", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.casn", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="run the arms that have no result yet")
     running.add_argument("--preset", choices=list(PRESETS), default="cpu")

@@ -2,9 +2,9 @@
 # Copyright (c) 2026 the reidfast authors
 """PAUL against its ablations and controls: an OSNet trained elsewhere, adapted to a target without labels.
 
-python -m benchmarks.experiments.paul run --weights osnet.npz --out runs/paul --arms controls adabn pedal ipfl both
-python -m benchmarks.experiments.paul table --out runs/paul
-python -m benchmarks.experiments.paul validation --target cuhk03_np_detected --ids 200 --to validation.json
+python -m studies.paul run --weights osnet.npz --out runs/paul --arms controls adabn pedal ipfl both
+python -m studies.paul table --out runs/paul
+python -m studies.paul validation --target cuhk03_np_detected --ids 200 --to validation.json
 
 Every arm and seed leaves one JSON file, written whole, in the folder; those that are there are not run again, and an
 arm that was stopped goes on from its last epoch. Settings after `--set` hold for all arms of the folder; they are kept
@@ -28,8 +28,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.experiments.cached import Choices, adapt, make_cache, settle
-from benchmarks.experiments.watch import Watch
 from reidfast._files import write_whole
 from reidfast.data import load as load_data
 from reidfast.engine import paired_bootstrap
@@ -39,6 +37,8 @@ from reidfast.engine.methods.paul import ViewsDataModule
 from reidfast.engine.training import train
 from reidfast.evaluation import Ranking, rank, rank_reranked, subtract_camera_mean
 from reidfast.models import create_model, load_weights, read_card
+from studies.cached import Choices, adapt, make_cache, settle
+from studies.watch import Watch
 
 # arm -> (method, settings over the method's file)
 ARMS: dict[str, tuple[str, list[str]]] = {
@@ -346,7 +346,7 @@ def check_settings(options: argparse.Namespace) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.experiments.paul", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="python -m studies.paul", description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
     running = commands.add_parser("run", help="run the arms that have no result yet")
     running.add_argument("--weights", required=True, help="OSNet x0.25 trained elsewhere")
