@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from benchmarks import timing
+from benchmarks.harness import timing
 from reidfast._files import write_whole
 
 HERE = Path(__file__).resolve().parent

@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""The baselines of benchmarks/video_methods.py compute what the models compute: values and gradients."""
+"""The baselines of benchmarks/entries/video_methods.py compute what the models compute: values and gradients."""
 
 import pytest
 import torch
 
-from benchmarks import video_methods
+from benchmarks.entries import video_methods
 
 
 @pytest.mark.parametrize("method", ["drsta", "rru_stim"])

@@ -4,7 +4,7 @@
 
 `casn_maps`: trainable identity attention of a given feature map, and the gradient of both orders. `casn_step`: whole
 training steps. All ways but the plain baseline give the same maps and gradients. Peak memory of the steps:
-`python -m benchmarks.casn`.
+`python -m benchmarks.entries.casn`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.registry import Bench, Step, register
+from benchmarks.harness.registry import Step, register
 from reidfast.losses import CASNLoss
 from reidfast.models import CASN, Backbone, create_model
 
@@ -108,16 +108,14 @@ MAPS = {
     "ide": {"base": "ide", "batch": 32, "channels": 2048, "height": 16, "width": 8},
 }
 register(
-    Bench(
-        name="casn_maps",
-        shapes=MAPS,
-        providers=map_providers,
-        bytes=lambda s: 4 * 3 * _cells(s),
-        flops=lambda s: 5 * _cells(s),
-        targets={"pcb": {"eager Grad-CAM": 2.0}},
-        tests="tests/models/test_casn_model.py",
-        quick=("ide",),
-    )
+    name="casn_maps",
+    shapes=MAPS,
+    providers=map_providers,
+    bytes=lambda s: 4 * 3 * _cells(s),
+    flops=lambda s: 5 * _cells(s),
+    targets={"pcb": {"eager Grad-CAM": 2.0}},
+    tests="tests/models/test_casn_model.py",
+    quick=("ide",),
 )
 _SMALL = {"backbone": "osnet_x0_25", "batch": 32, "height": 128, "width": 64}
 STEPS = {
@@ -127,16 +125,14 @@ STEPS = {
                      "base_options": {}},
 }  # fmt: skip
 register(
-    Bench(
-        name="casn_step",
-        shapes=STEPS,
-        providers=step_providers,
-        bytes=lambda s: 0.0,
-        flops=lambda s: 0.0,
-        mode="training step",
-        tests="tests/losses/test_casn_losses.py",
-        quick=("osnet_x0_25 ide",),
-    )
+    name="casn_step",
+    shapes=STEPS,
+    providers=step_providers,
+    bytes=lambda s: 0.0,
+    flops=lambda s: 0.0,
+    mode="training step",
+    tests="tests/losses/test_casn_losses.py",
+    quick=("osnet_x0_25 ide",),
 )
 
 
@@ -148,7 +144,7 @@ def memory(names: list[str]) -> None:
         shape, function = (MAPS[name], "map_providers") if name in MAPS else (STEPS[name], "step_providers")
         small = {**shape, "batch": 2, "base_options": {}}
         for provider in globals()[function](small, "cpu"):
-            setup = f"from benchmarks.casn import {function}\nstep = {function}({shape!r}, 'cpu')[{provider!r}]"
+            setup = f"from benchmarks.entries.casn import {function}\nstep = {function}({shape!r}, 'cpu')[{provider!r}]"
             print(f"{name:<18} {provider:<36} {peak_memory(setup, 'step()') / 2**20:8.0f} MiB", flush=True)
 
 

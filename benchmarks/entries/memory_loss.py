@@ -5,7 +5,7 @@
 import torch
 from torch.nn.functional import normalize
 
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import memory_loss, memory_match, memory_update_
 from reidfast.ops.reference.memory_match import memory_match as reference_match
 
@@ -112,28 +112,24 @@ def flops(shape):
 FLOOR = {"two torch.bmm": 1 / 1.3, "PAUL's pattern": 15.0}
 COMMON = {"shapes": SHAPES, "bytes": bank_bytes, "flops": flops, "quick": ("market", "tiny")}
 register(
-    Bench(
-        name="memory_loss",
-        providers=loss_providers,
-        targets={"market": FLOOR, "msmt17": FLOOR},
-        tests="tests/ops/test_memory_loss.py",
-        **COMMON,
-    )
+    name="memory_loss",
+    providers=loss_providers,
+    targets={"market": FLOOR, "msmt17": FLOOR},
+    tests="tests/ops/test_memory_loss.py",
+    **COMMON,
 )
-register(Bench(name="memory_match", providers=match_providers, tests="tests/ops/test_memory_match.py", **COMMON))
+register(name="memory_match", providers=match_providers, tests="tests/ops/test_memory_match.py", **COMMON)
 register(
-    Bench(
-        name="memory_update_",
-        providers=update_providers,
-        targets={
-            "market": {"memory_loss of the same shape": 100.0},
-            "msmt17": {"memory_loss of the same shape": 100.0},
-        },
-        tests="tests/ops/test_memory_update.py",
-        mode="forward",
-        shapes=SHAPES,
-        bytes=lambda shape: 4 * 3 * shape["parts"] * shape["queries"] * shape["dim"],
-        flops=lambda shape: 5 * shape["parts"] * shape["queries"] * shape["dim"],
-        quick=("market", "tiny"),
-    )
+    name="memory_update_",
+    providers=update_providers,
+    targets={
+        "market": {"memory_loss of the same shape": 100.0},
+        "msmt17": {"memory_loss of the same shape": 100.0},
+    },
+    tests="tests/ops/test_memory_update.py",
+    mode="forward",
+    shapes=SHAPES,
+    bytes=lambda shape: 4 * 3 * shape["parts"] * shape["queries"] * shape["dim"],
+    flops=lambda shape: 5 * shape["parts"] * shape["queries"] * shape["dim"],
+    quick=("market", "tiny"),
 )

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.registry import Bench, Step, register
+from benchmarks.harness.registry import Step, register
 from reidfast.losses import DiversityLoss, OIMLoss, RRUSTIMLoss
 from reidfast.models import Backbone, create_model
 from reidfast.models.drsta import DRSTA
@@ -162,34 +162,30 @@ def _rru_flops(s: dict[str, Any]) -> float:
 SMALL = {"clips": 8, "frames": 6, "backbone": "osnet_x0_25"}
 
 register(
-    Bench(
-        name="drsta_step",
-        shapes={
-            "published head": {"clips": 32, "frames": 6, "channels": 2048, "height": 8, "width": 4},
-            "osnet_x0_25": SMALL,
-        },
-        providers=drsta_providers,
-        bytes=lambda s: 3 * _map_bytes(s),
-        flops=lambda s: 3 * 2.0 * (64 + 2 * 6) * _map_bytes(s) / 4,
-        mode="training step",
-        targets={"published head": {"eager (published code)": 3.0}},
-        tests="tests/models/test_video_models.py",
-        quick=("osnet_x0_25",),
-    )
+    name="drsta_step",
+    shapes={
+        "published head": {"clips": 32, "frames": 6, "channels": 2048, "height": 8, "width": 4},
+        "osnet_x0_25": SMALL,
+    },
+    providers=drsta_providers,
+    bytes=lambda s: 3 * _map_bytes(s),
+    flops=lambda s: 3 * 2.0 * (64 + 2 * 6) * _map_bytes(s) / 4,
+    mode="training step",
+    targets={"published head": {"eager (published code)": 3.0}},
+    tests="tests/models/test_video_models.py",
+    quick=("osnet_x0_25",),
 )
 register(
-    Bench(
-        name="rru_stim_step",
-        shapes={
-            "published head": {"clips": 20, "frames": 8, "channels": 2048, "height": 8, "width": 8},
-            "osnet_x0_25": SMALL,
-        },
-        providers=rru_stim_providers,
-        bytes=lambda s: 6 * _map_bytes(s),
-        flops=_rru_flops,
-        mode="training step",
-        targets={"published head": {"eager (published code)": 1.2}},
-        tests="tests/models/test_video_models.py",
-        quick=("osnet_x0_25",),
-    )
+    name="rru_stim_step",
+    shapes={
+        "published head": {"clips": 20, "frames": 8, "channels": 2048, "height": 8, "width": 8},
+        "osnet_x0_25": SMALL,
+    },
+    providers=rru_stim_providers,
+    bytes=lambda s: 6 * _map_bytes(s),
+    flops=_rru_flops,
+    mode="training step",
+    targets={"published head": {"eager (published code)": 1.2}},
+    tests="tests/models/test_video_models.py",
+    quick=("osnet_x0_25",),
 )

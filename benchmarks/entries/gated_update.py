@@ -4,7 +4,7 @@
 
 import torch
 
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import gated_update
 from reidfast.ops.reference.gated_update import gated_update as eager
 
@@ -28,18 +28,16 @@ def cells(shape):
 
 
 register(
-    Bench(
-        name="gated_update",
-        shapes={
-            "training": {"batch": 20, "channels": 2048, "side": 8},
-            "one track": {"batch": 1, "channels": 2048, "side": 8},
-            "tiny": {"batch": 1, "channels": 2, "side": 2},
-        },
-        providers=providers,
-        bytes=lambda s: 4 * (3 + 5) * cells(s),  # forward: 2 in, 1 out; backward: 3 in, 2 out
-        flops=lambda s: 20 * cells(s),
-        targets={"training": {"eager (rru-reid)": 1.0}},
-        tests="tests/ops/test_gated_update.py",
-        quick=("training", "tiny"),
-    )
+    name="gated_update",
+    shapes={
+        "training": {"batch": 20, "channels": 2048, "side": 8},
+        "one track": {"batch": 1, "channels": 2048, "side": 8},
+        "tiny": {"batch": 1, "channels": 2, "side": 2},
+    },
+    providers=providers,
+    bytes=lambda s: 4 * (3 + 5) * cells(s),  # forward: 2 in, 1 out; backward: 3 in, 2 out
+    flops=lambda s: 20 * cells(s),
+    targets={"training": {"eager (rru-reid)": 1.0}},
+    tests="tests/ops/test_gated_update.py",
+    quick=("training", "tiny"),
 )

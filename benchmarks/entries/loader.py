@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks.registry import Bench, Step, register
+from benchmarks.harness.registry import Step, register
 from reidfast.data import BatchAugment, EvalTransform, ImageCache, ImageDataset, TrainTransform, write_synthetic
 from reidfast.losses import CrossEntropyLoss, TripletLoss
 from reidfast.models import create_model
@@ -83,29 +83,25 @@ def providers(shape: dict[str, Any], device: str) -> dict[str, Step]:
 
 
 register(
-    Bench(
-        name="loader",
-        shapes={
-            "128x64": {"height": 128, "width": 64, "batch": 64},
-            "256x128": {"height": 256, "width": 128, "batch": 64},
-        },
-        providers=providers,
-        bytes=lambda s: s["batch"] * s["height"] * s["width"] * 3 * 5.0,
-        flops=lambda s: s["batch"] * s["height"] * s["width"] * 3 * 2.0,
-        mode="one batch",
-        tests="tests/data",
-        quick=("128x64",),
-    )
+    name="loader",
+    shapes={
+        "128x64": {"height": 128, "width": 64, "batch": 64},
+        "256x128": {"height": 256, "width": 128, "batch": 64},
+    },
+    providers=providers,
+    bytes=lambda s: s["batch"] * s["height"] * s["width"] * 3 * 5.0,
+    flops=lambda s: s["batch"] * s["height"] * s["width"] * 3 * 2.0,
+    mode="one batch",
+    tests="tests/data",
+    quick=("128x64",),
 )
 
 register(
-    Bench(
-        name="training_step",
-        shapes={"128x64": {"height": 128, "width": 64, "batch": 64}},
-        providers=step_providers,
-        bytes=lambda s: s["batch"] * s["height"] * s["width"] * 3 * 5.0,
-        flops=lambda s: 6.0 * s["batch"] * 20e6,  # OSNet x0.25 at 128 x 64: some 20 million multiply-adds an image
-        mode="loading, forward, backward, Adam",
-        tests="tests/data",
-    )
+    name="training_step",
+    shapes={"128x64": {"height": 128, "width": 64, "batch": 64}},
+    providers=step_providers,
+    bytes=lambda s: s["batch"] * s["height"] * s["width"] * 3 * 5.0,
+    flops=lambda s: 6.0 * s["batch"] * 20e6,  # OSNet x0.25 at 128 x 64: some 20 million multiply-adds an image
+    mode="loading, forward, backward, Adam",
+    tests="tests/data",
 )

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from benchmarks import peers
+from benchmarks.harness.registry import Step, register
 from benchmarks.peers import dense_restated
-from benchmarks.registry import Bench, Step, register
 from reidfast.evaluation import jaccard_graph, rank_reranked, rerank
 
 
@@ -106,52 +106,46 @@ COMMON: dict[str, Any] = {
     "mode": "forward",
 }
 register(
-    Bench(
-        name="rerank",
-        shapes=SHAPES,
-        providers=rerank_providers,
-        targets={
-            "market": {"half product": 1 / 1.6},
-            "market and torchreid": {"torchreid": 20.0, "torchreid (restated)": 20.0, "half product": 1 / 1.6},
-        },
-        tests="tests/evaluation/test_rerank.py",
-        long=LONG,
-        quick=("fifth of market",),
-        **COMMON,
-    )
+    name="rerank",
+    shapes=SHAPES,
+    providers=rerank_providers,
+    targets={
+        "market": {"half product": 1 / 1.6},
+        "market and torchreid": {"torchreid": 20.0, "torchreid (restated)": 20.0, "half product": 1 / 1.6},
+    },
+    tests="tests/evaluation/test_rerank.py",
+    long=LONG,
+    quick=("fifth of market",),
+    **COMMON,
 )
 register(
-    Bench(
-        name="rank_reranked",
-        shapes={
-            "fifth of market": {"queries": 674, "gallery": 3182, "dim": 2048},
-            "msmt17, D=512": {"queries": 11659, "gallery": 82161, "dim": 512},
-            "msmt17, D=2048": {"queries": 11659, "gallery": 82161, "dim": 2048},
-            "tiny": {"queries": 8, "gallery": 40, "dim": 16},
-        },
-        providers=rank_providers,
-        tests="tests/evaluation/test_rerank.py",
-        long=LONG,
-        quick=("fifth of market",),
-        **COMMON,
-    )
+    name="rank_reranked",
+    shapes={
+        "fifth of market": {"queries": 674, "gallery": 3182, "dim": 2048},
+        "msmt17, D=512": {"queries": 11659, "gallery": 82161, "dim": 512},
+        "msmt17, D=2048": {"queries": 11659, "gallery": 82161, "dim": 2048},
+        "tiny": {"queries": 8, "gallery": 40, "dim": 16},
+    },
+    providers=rank_providers,
+    tests="tests/evaluation/test_rerank.py",
+    long=LONG,
+    quick=("fifth of market",),
+    **COMMON,
 )
 register(
-    Bench(
-        name="jaccard_graph",
-        shapes={
-            "market train": {"items": 12936, "dim": 2048, "dense": True},
-            "msmt17 train": {"items": 32621, "dim": 2048, "dense": False},
-            "quarter of market train": {"items": 3234, "dim": 2048, "dense": True},
-            "tiny": {"items": 48, "dim": 16, "dense": True},
-        },
-        providers=graph_providers,
-        targets={
-            "market train": {"faiss and dense (fast-reid)": 10.0, "neighbours and dense (restated)": 10.0},
-        },
-        tests="tests/evaluation/test_rerank.py",
-        long=LONG,
-        quick=("quarter of market train",),
-        **COMMON,
-    )
+    name="jaccard_graph",
+    shapes={
+        "market train": {"items": 12936, "dim": 2048, "dense": True},
+        "msmt17 train": {"items": 32621, "dim": 2048, "dense": False},
+        "quarter of market train": {"items": 3234, "dim": 2048, "dense": True},
+        "tiny": {"items": 48, "dim": 16, "dense": True},
+    },
+    providers=graph_providers,
+    targets={
+        "market train": {"faiss and dense (fast-reid)": 10.0, "neighbours and dense (restated)": 10.0},
+    },
+    tests="tests/evaluation/test_rerank.py",
+    long=LONG,
+    quick=("quarter of market train",),
+    **COMMON,
 )

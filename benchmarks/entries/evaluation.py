@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks import peers
-from benchmarks.registry import Bench, register
+from benchmarks.harness.registry import register
 from reidfast.evaluation import rank, rank_distances, search
 
 # Queries, gallery rows, identities, share of distractors: as the test sets have them.
@@ -133,17 +133,15 @@ def product_flops(shape):
 
 
 register(
-    Bench(
-        name="rank_distances",
-        shapes=SHAPES,
-        providers=distance_steps,
-        bytes=matrix_bytes,
-        flops=lambda shape: matrix_bytes(shape) / 4 * 2 * shape["gallery"] / shape["ids"],
-        mode="forward",
-        targets={"market": {"torchreid cython (restated)": 70, "fast-reid cython": 35}},
-        tests="tests/evaluation/test_rank_distances.py",
-        quick=("quick",),
-    )
+    name="rank_distances",
+    shapes=SHAPES,
+    providers=distance_steps,
+    bytes=matrix_bytes,
+    flops=lambda shape: matrix_bytes(shape) / 4 * 2 * shape["gallery"] / shape["ids"],
+    mode="forward",
+    targets={"market": {"torchreid cython (restated)": 70, "fast-reid cython": 35}},
+    tests="tests/evaluation/test_rank_distances.py",
+    quick=("quick",),
 )
 GPU_SHAPES = {
     "market": SHAPES["market"],
@@ -153,31 +151,27 @@ GPU_SHAPES = {
 # How many products in TensorFloat-32 a precision costs at least.
 for precision, products in (("tf32x3", 3), ("certified", 1), ("bf16", 0.5)):
     register(
-        Bench(
-            name=f"rank {precision}",
-            shapes=GPU_SHAPES,
-            providers=precision_steps(precision),
-            bytes=feature_bytes,
-            flops=lambda shape, products=products: products * product_flops(shape),
-            mode="forward",
-            tests="tests/evaluation/test_certified.py",
-            devices=("cuda",),
-        )
+        name=f"rank {precision}",
+        shapes=GPU_SHAPES,
+        providers=precision_steps(precision),
+        bytes=feature_bytes,
+        flops=lambda shape, products=products: products * product_flops(shape),
+        mode="forward",
+        tests="tests/evaluation/test_certified.py",
+        devices=("cuda",),
     )
 for name, steps, targets in (
     ("rank", rank_steps, {"market": {"q @ g.T alone": 1 / 1.15}}),
     ("search", search_steps, {"market": {"q @ g.T alone": 1 / 1.15}}),
 ):
     register(
-        Bench(
-            name=name,
-            shapes=SHAPES,
-            providers=steps,
-            bytes=feature_bytes,
-            flops=product_flops,
-            mode="forward",
-            targets=targets,
-            tests="tests/evaluation/test_rank.py",
-            quick=("quick",),
-        )
+        name=name,
+        shapes=SHAPES,
+        providers=steps,
+        bytes=feature_bytes,
+        flops=product_flops,
+        mode="forward",
+        targets=targets,
+        tests="tests/evaluation/test_rank.py",
+        quick=("quick",),
     )

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""What is measured: one entry per op, in benchmarks/ops/<op>.py (and benchmarks/evaluation.py,
-benchmarks/neighbours.py).
+"""What is measured: one entry per op or job, registered by the modules of benchmarks/entries.
 
 An entry names its shapes, makes its inputs, and lists *providers*: ways to compute the same thing. Always eager PyTorch
 and ``torch.compile`` of the same formula, the peer's way where there is one, and ours. Bytes and flops are the least
@@ -62,28 +61,20 @@ class Bench:
 REGISTRY: dict[str, Bench] = {}
 
 
-def register(bench: Bench) -> Bench:
-    """Add an entry; names are unique."""
-    if bench.name in REGISTRY:
-        raise ValueError(f"register: {bench.name!r} is registered twice")
-    REGISTRY[bench.name] = bench
-    return bench
+def register(name: str, **fields: Any) -> Bench:
+    """Add an entry of these `Bench` fields; names are unique."""
+    if name in REGISTRY:
+        raise ValueError(f"register: {name!r} is registered twice")
+    REGISTRY[name] = Bench(name, **fields)
+    return REGISTRY[name]
 
 
 def load_all() -> dict[str, Bench]:
-    """Import every module that registers entries and return them by name."""
-    import benchmarks
-    import benchmarks.ops
+    """Import every module of benchmarks/entries and return what they register, by name."""
+    from benchmarks import entries
 
-    for package, prefix in ((benchmarks.ops, "benchmarks.ops."), (benchmarks, "benchmarks.")):
-        for module in pkgutil.iter_modules(package.__path__, prefix):
-            plain = module.name.rsplit(".", 1)[-1]
-            if (
-                not module.ispkg
-                and plain not in ("overhead", "registry", "run", "reranking", "timing")
-                and not plain.startswith("test_")
-            ):
-                importlib.import_module(module.name)
+    for module in pkgutil.iter_modules(entries.__path__, f"{entries.__name__}."):
+        importlib.import_module(module.name)
     return REGISTRY
 
 

@@ -4,7 +4,7 @@
 
 import torch
 
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import grad_cam
 from reidfast.ops.reference.grad_cam import grad_cam as eager
 
@@ -33,18 +33,16 @@ def cells(shape):
 
 
 register(
-    Bench(
-        name="grad_cam",
-        shapes={
-            "resnet": {"batch": 32, "channels": 2048, "height": 16, "width": 8},
-            "pcb": {"batch": 32, "channels": 2048, "height": 24, "width": 8},
-            "tiny": {"batch": 1, "channels": 2, "height": 2, "width": 2},
-        },
-        providers=providers,
-        bytes=lambda s: 4 * 3 * cells(s),
-        flops=lambda s: 5 * cells(s),
-        targets={"resnet": {"eager": 1.5}},
-        tests="tests/ops/test_grad_cam.py",
-        quick=("resnet", "tiny"),
-    )
+    name="grad_cam",
+    shapes={
+        "resnet": {"batch": 32, "channels": 2048, "height": 16, "width": 8},
+        "pcb": {"batch": 32, "channels": 2048, "height": 24, "width": 8},
+        "tiny": {"batch": 1, "channels": 2, "height": 2, "width": 2},
+    },
+    providers=providers,
+    bytes=lambda s: 4 * 3 * cells(s),
+    flops=lambda s: 5 * cells(s),
+    targets={"resnet": {"eager": 1.5}},
+    tests="tests/ops/test_grad_cam.py",
+    quick=("resnet", "tiny"),
 )

@@ -5,7 +5,7 @@
 import torch
 from torch.nn.functional import avg_pool2d
 
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import diverse_attention
 
 
@@ -53,24 +53,22 @@ def cells(shape):
 
 
 register(
-    Bench(
-        name="diverse_attention",
-        shapes={
-            "drsta": {"frames": 192, "channels": 2048, "maps": 6, "height": 8, "width": 4},
-            "small": {"frames": 12, "channels": 256, "maps": 3, "height": 8, "width": 4},
-            "tiny": {"frames": 1, "channels": 2, "maps": 2, "height": 2, "width": 2},
-        },
-        providers=providers,
-        bytes=lambda shape: 4 * cells(shape) * 3,  # forward: read the map; backward: read it, write its gradient
-        flops=lambda shape: cells(shape) * shape["maps"] * 6,
-        targets={
-            "drsta": {
-                "released pattern": 10.0,
-                "eager softmax, bmm, Gram": 2.0,
-                "torch.compile of softmax, bmm, Gram": 1.0,
-            }
-        },
-        tests="tests/ops/test_diverse_attention.py",
-        quick=("drsta", "tiny"),
-    )
+    name="diverse_attention",
+    shapes={
+        "drsta": {"frames": 192, "channels": 2048, "maps": 6, "height": 8, "width": 4},
+        "small": {"frames": 12, "channels": 256, "maps": 3, "height": 8, "width": 4},
+        "tiny": {"frames": 1, "channels": 2, "maps": 2, "height": 2, "width": 2},
+    },
+    providers=providers,
+    bytes=lambda shape: 4 * cells(shape) * 3,  # forward: read the map; backward: read it, write its gradient
+    flops=lambda shape: cells(shape) * shape["maps"] * 6,
+    targets={
+        "drsta": {
+            "released pattern": 10.0,
+            "eager softmax, bmm, Gram": 2.0,
+            "torch.compile of softmax, bmm, Gram": 1.0,
+        }
+    },
+    tests="tests/ops/test_diverse_attention.py",
+    quick=("drsta", "tiny"),
 )

@@ -4,7 +4,7 @@
 
 import torch
 
-from benchmarks.registry import Bench, register
+from benchmarks.harness.registry import register
 from reidfast.ops import cyclic_negatives
 
 
@@ -55,20 +55,18 @@ def providers(shape, device):
 
 
 register(
-    Bench(
-        name="cyclic_negatives",
-        shapes={
-            "easy": {"centres": 40, "dim": 768, "r": 3, "data": "easy"},
-            "clustered": {"centres": 40, "dim": 768, "r": 12, "data": "clustered"},
-            "400": {"centres": 400, "dim": 768, "r": 3, "data": "easy"},
-            "tiny": {"centres": 4, "dim": 3, "r": 1, "data": "easy"},
-        },
-        providers=providers,
-        bytes=lambda s: 4 * 3 * s["centres"] * s["dim"],
-        flops=lambda s: 6 * s["centres"] ** 2 * s["dim"],
-        mode="forward",
-        targets={"easy": {"loop (PAUL)": 10.0}, "clustered": {"loop (PAUL)": 10.0}},
-        tests="tests/ops/test_cyclic_negatives.py",
-        quick=("easy", "tiny"),
-    )
+    name="cyclic_negatives",
+    shapes={
+        "easy": {"centres": 40, "dim": 768, "r": 3, "data": "easy"},
+        "clustered": {"centres": 40, "dim": 768, "r": 12, "data": "clustered"},
+        "400": {"centres": 400, "dim": 768, "r": 3, "data": "easy"},
+        "tiny": {"centres": 4, "dim": 3, "r": 1, "data": "easy"},
+    },
+    providers=providers,
+    bytes=lambda s: 4 * 3 * s["centres"] * s["dim"],
+    flops=lambda s: 6 * s["centres"] ** 2 * s["dim"],
+    mode="forward",
+    targets={"easy": {"loop (PAUL)": 10.0}, "clustered": {"loop (PAUL)": 10.0}},
+    tests="tests/ops/test_cyclic_negatives.py",
+    quick=("easy", "tiny"),
 )

@@ -4,8 +4,8 @@
 
 import torch
 
-from benchmarks.ops.sample_patches import SHAPES, cells, inputs, six_calls
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.entries.sample_patches import SHAPES, cells, inputs, six_calls
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import pool_patches
 
 
@@ -31,14 +31,12 @@ def providers(layout):
 
 for name, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
     register(
-        Bench(
-            name=f"pool_patches{name}",
-            shapes=SHAPES,
-            providers=providers(layout),
-            bytes=lambda shape: 4 * cells(shape) * 3,  # forward: read the map; backward: read it, write its gradient
-            flops=lambda shape: cells(shape) * shape["patches"] * 6,
-            targets={"paul": {"eager, six grid_sample calls and mean": 20.0}},
-            tests="tests/ops/test_pool_patches.py",
-            quick=("paul", "tiny"),
-        )
+        name=f"pool_patches{name}",
+        shapes=SHAPES,
+        providers=providers(layout),
+        bytes=lambda shape: 4 * cells(shape) * 3,  # forward: read the map; backward: read it, write its gradient
+        flops=lambda shape: cells(shape) * shape["patches"] * 6,
+        targets={"paul": {"eager, six grid_sample calls and mean": 20.0}},
+        tests="tests/ops/test_pool_patches.py",
+        quick=("paul", "tiny"),
     )

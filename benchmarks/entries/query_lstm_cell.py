@@ -4,7 +4,7 @@
 
 import torch
 
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import query_lstm_cell
 from reidfast.ops.reference.query_lstm_cell import query_lstm_cell as eager
 
@@ -27,18 +27,16 @@ def cells(shape):
 
 
 register(
-    Bench(
-        name="query_lstm_cell",
-        shapes={
-            "frame": {"batch": 2, "hidden": 512, "side": 14},
-            "batch": {"batch": 16, "hidden": 512, "side": 14},
-            "tiny": {"batch": 1, "hidden": 1, "side": 2},
-        },
-        providers=providers,
-        bytes=lambda s: 4 * (7 + 12) * cells(s),  # forward: 5 in, 2 out; backward: 7 in, 5 out
-        flops=lambda s: 40 * cells(s),
-        targets={"batch": {"eager": 1.0}},
-        tests="tests/ops/test_query_lstm_cell.py",
-        quick=("frame", "tiny"),
-    )
+    name="query_lstm_cell",
+    shapes={
+        "frame": {"batch": 2, "hidden": 512, "side": 14},
+        "batch": {"batch": 16, "hidden": 512, "side": 14},
+        "tiny": {"batch": 1, "hidden": 1, "side": 2},
+    },
+    providers=providers,
+    bytes=lambda s: 4 * (7 + 12) * cells(s),  # forward: 5 in, 2 out; backward: 7 in, 5 out
+    flops=lambda s: 40 * cells(s),
+    targets={"batch": {"eager": 1.0}},
+    tests="tests/ops/test_query_lstm_cell.py",
+    quick=("frame", "tiny"),
 )

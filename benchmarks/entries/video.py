@@ -2,8 +2,8 @@
 # Copyright (c) 2026 the reidfast authors
 """Video evaluation at MARS's size, and a training step of QAN on sets of different sizes.
 
-python -m benchmarks.run video_rank video_pool qan_step       times
-python -m benchmarks.video --out FILE                         peak memory of the evaluation
+python -m benchmarks.run video_rank video_pool qan_step    times
+python -m benchmarks.entries.video --out FILE               peak memory of the evaluation
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from benchmarks import peers
-from benchmarks.registry import Bench, register
+from benchmarks.harness.registry import register
 from reidfast import ops
 from reidfast.evaluation import rank
 from reidfast.losses import SetTripletLoss
@@ -107,28 +107,24 @@ def pool_steps(shape, device):
 
 
 register(
-    Bench(
-        name="video_rank",
-        shapes=RANK_SHAPES,
-        providers=rank_steps,
-        bytes=lambda s: 4 * s["gallery"] * s["dim"],
-        flops=lambda s: 2 * s["queries"] * s["gallery"] * s["dim"],
-        mode="forward",
-        tests="tests/engine/test_sets.py",
-        quick=("quick",),
-    )
+    name="video_rank",
+    shapes=RANK_SHAPES,
+    providers=rank_steps,
+    bytes=lambda s: 4 * s["gallery"] * s["dim"],
+    flops=lambda s: 2 * s["queries"] * s["gallery"] * s["dim"],
+    mode="forward",
+    tests="tests/engine/test_sets.py",
+    quick=("quick",),
 )
 register(
-    Bench(
-        name="video_pool",
-        shapes=POOL_SHAPES,
-        providers=pool_steps,
-        bytes=lambda s: 4 * s["sets"] * s["mean"] * s["dim"],
-        flops=lambda s: 2 * s["sets"] * s["mean"] * s["dim"],
-        mode="forward",
-        tests="tests/engine/test_sets.py",
-        quick=("quick",),
-    )
+    name="video_pool",
+    shapes=POOL_SHAPES,
+    providers=pool_steps,
+    bytes=lambda s: 4 * s["sets"] * s["mean"] * s["dim"],
+    flops=lambda s: 2 * s["sets"] * s["mean"] * s["dim"],
+    mode="forward",
+    tests="tests/engine/test_sets.py",
+    quick=("quick",),
 )
 
 
@@ -176,17 +172,15 @@ def step_steps(shape, device):
 
 
 register(
-    Bench(
-        name="qan_step",
-        shapes=STEP_SHAPES,
-        providers=step_steps,
-        bytes=lambda s: 4 * 3 * s["triplets"] * s["most"] / 2 * 3 * s["height"] * s["width"],
-        # OSNet x0.25 has 82 MFLOP of multiply-adds at 256 x 128; forward and backward are three times that
-        flops=lambda s: 3 * s["triplets"] * s["most"] / 2 * 6 * 82e6 * s["height"] * s["width"] / (256 * 128),
-        mode="forward+backward",
-        tests="tests/models/test_qan.py",
-        quick=("tiny",),
-    )
+    name="qan_step",
+    shapes=STEP_SHAPES,
+    providers=step_steps,
+    bytes=lambda s: 4 * 3 * s["triplets"] * s["most"] / 2 * 3 * s["height"] * s["width"],
+    # OSNet x0.25 has 82 MFLOP of multiply-adds at 256 x 128; forward and backward are three times that
+    flops=lambda s: 3 * s["triplets"] * s["most"] / 2 * 6 * 82e6 * s["height"] * s["width"] / (256 * 128),
+    mode="forward+backward",
+    tests="tests/models/test_qan.py",
+    quick=("tiny",),
 )
 
 
@@ -198,7 +192,7 @@ def memory() -> dict[str, int]:
     for function, shapes, shape in (("rank_steps", "RANK_SHAPES", "mars"), ("pool_steps", "POOL_SHAPES", "mars tenth")):
         for name in globals()[function](globals()[shapes]["tiny"], "cpu"):
             setup = f"""
-            from benchmarks import video
+            from benchmarks.entries import video
             video.{function}(video.{shapes}["tiny"], "cpu")[{name!r}]()
             step = video.{function}(video.{shapes}[{shape!r}], "cpu")[{name!r}]
             """
@@ -215,5 +209,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     target = parser.parse_args().out
-    content = {"command": f"python -m benchmarks.video --out {target}", "peak memory, bytes": memory()}
+    content = {"command": f"python -m benchmarks.entries.video --out {target}", "peak memory, bytes": memory()}
     target.write_text(json.dumps(content, indent=1) + "\n")

@@ -4,7 +4,7 @@
 
 import torch
 
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import set_pool
 
 
@@ -72,18 +72,14 @@ COMMON = {
     "quick": ("video", "tiny"),
 }
 register(
-    Bench(
-        name="set_pool ragged",
-        providers=ragged,
-        targets={"video": {"eager index_add": 3.5, "torch.compile of index_add": 1.0}},
-        **COMMON,
-    )
+    name="set_pool ragged",
+    providers=ragged,
+    targets={"video": {"eager index_add": 3.5, "torch.compile of index_add": 1.0}},
+    **COMMON,
 )
 register(
-    Bench(
-        name="set_pool dense",
-        providers=dense,
-        targets={"video": {"eager bmm": 1.3, "torch.compile of bmm": 1.0}},
-        **COMMON,
-    )
+    name="set_pool dense",
+    providers=dense,
+    targets={"video": {"eager bmm": 1.3, "torch.compile of bmm": 1.0}},
+    **COMMON,
 )

@@ -4,7 +4,7 @@
 
 import torch
 
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import batch_hard
 from reidfast.testing import make_embeddings
 
@@ -48,21 +48,19 @@ def providers(shape, device):
 
 LOOP = {"loop over anchors (torchreid)": 10.0}
 register(
-    Bench(
-        name="batch_hard",
-        shapes={
-            "64": {"rows": 64, "dim": 2048, "data": "easy"},
-            "64 clustered": {"rows": 64, "dim": 2048, "data": "clustered"},
-            "256": {"rows": 256, "dim": 2048, "data": "easy"},
-            "256 clustered": {"rows": 256, "dim": 2048, "data": "clustered"},
-            "1024": {"rows": 1024, "dim": 512, "data": "easy"},
-            "tiny": {"rows": 4, "dim": 3, "data": "easy"},
-        },
-        providers=providers,
-        bytes=lambda s: 4 * 3 * s["rows"] * s["dim"],
-        flops=lambda s: 2 * s["rows"] ** 2 * s["dim"],
-        targets={name: LOOP for name in ("64", "64 clustered", "256", "256 clustered")},
-        tests="tests/ops/test_batch_hard.py",
-        quick=("64", "tiny"),
-    )
+    name="batch_hard",
+    shapes={
+        "64": {"rows": 64, "dim": 2048, "data": "easy"},
+        "64 clustered": {"rows": 64, "dim": 2048, "data": "clustered"},
+        "256": {"rows": 256, "dim": 2048, "data": "easy"},
+        "256 clustered": {"rows": 256, "dim": 2048, "data": "clustered"},
+        "1024": {"rows": 1024, "dim": 512, "data": "easy"},
+        "tiny": {"rows": 4, "dim": 3, "data": "easy"},
+    },
+    providers=providers,
+    bytes=lambda s: 4 * 3 * s["rows"] * s["dim"],
+    flops=lambda s: 2 * s["rows"] ** 2 * s["dim"],
+    targets={name: LOOP for name in ("64", "64 clustered", "256", "256 clustered")},
+    tests="tests/ops/test_batch_hard.py",
+    quick=("64", "tiny"),
 )

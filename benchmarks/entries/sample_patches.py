@@ -5,7 +5,7 @@
 import torch
 from torch.nn.functional import affine_grid, grid_sample
 
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import sample_patches
 
 
@@ -58,15 +58,13 @@ def cells(shape):
 
 for name, layout in (("", torch.contiguous_format), (" channels_last", torch.channels_last)):
     register(
-        Bench(
-            name=f"sample_patches{name}",
-            shapes=SHAPES,
-            providers=providers(layout),
-            # forward: read the map, write the patches; backward: read map and patches' gradient, write the map's
-            bytes=lambda shape: 4 * cells(shape) * (3 + 2 * shape["patches"]),
-            flops=lambda shape: cells(shape) * shape["patches"] * 30,
-            targets={"paul": {"eager, six grid_sample calls": 4.0}},
-            tests="tests/ops/test_sample_patches.py",
-            quick=("paul", "tiny"),
-        )
+        name=f"sample_patches{name}",
+        shapes=SHAPES,
+        providers=providers(layout),
+        # forward: read the map, write the patches; backward: read map and patches' gradient, write the map's
+        bytes=lambda shape: 4 * cells(shape) * (3 + 2 * shape["patches"]),
+        flops=lambda shape: cells(shape) * shape["patches"] * 30,
+        targets={"paul": {"eager, six grid_sample calls": 4.0}},
+        tests="tests/ops/test_sample_patches.py",
+        quick=("paul", "tiny"),
     )

@@ -4,7 +4,7 @@
 
 import torch
 
-from benchmarks.registry import Bench, register, with_backward
+from benchmarks.harness.registry import register, with_backward
 from reidfast.ops import region_scores
 from reidfast.ops.reference.region_scores import region_scores as masks
 
@@ -34,18 +34,16 @@ def providers(shape, device):
 
 
 register(
-    Bench(
-        name="region_scores",
-        shapes={
-            "frame": {"batch": 2, "side": 14, "boxes": 2000},
-            "clusters": {"batch": 16, "side": 14, "boxes": 64},
-            "tiny": {"batch": 1, "side": 2, "boxes": 1},
-        },
-        providers=providers,
-        bytes=lambda s: 4 * 2 * s["batch"] * s["side"] ** 2 + 2 * 28 * s["boxes"],
-        flops=lambda s: 3 * s["batch"] * s["side"] ** 2 + 8 * s["boxes"],
-        targets={"frame": {"eager masks": 2.0, "loop over boxes": 10.0}},
-        tests="tests/ops/test_region_scores.py",
-        quick=("frame", "tiny"),
-    )
+    name="region_scores",
+    shapes={
+        "frame": {"batch": 2, "side": 14, "boxes": 2000},
+        "clusters": {"batch": 16, "side": 14, "boxes": 64},
+        "tiny": {"batch": 1, "side": 2, "boxes": 1},
+    },
+    providers=providers,
+    bytes=lambda s: 4 * 2 * s["batch"] * s["side"] ** 2 + 2 * 28 * s["boxes"],
+    flops=lambda s: 3 * s["batch"] * s["side"] ** 2 + 8 * s["boxes"],
+    targets={"frame": {"eager masks": 2.0, "loop over boxes": 10.0}},
+    tests="tests/ops/test_region_scores.py",
+    quick=("frame", "tiny"),
 )
