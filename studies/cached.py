@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.optim.swa_utils import update_bn
 from torch.utils.data import DataLoader
 
 from reidfast._files import write_whole
@@ -176,22 +177,11 @@ def _distances(x: Tensor, bank: Tensor) -> Tensor:
     return x.square().sum(2, keepdim=True) + bank.square().sum(2)[:, None] - 2 * x @ bank.mT
 
 
-@torch.no_grad()
 def settle(model: nn.Module, maps: Tensor, rows: int = 640, batch: int = 64) -> None:
     """Make the batch norms' running statistics the means over batches of some of `maps`."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d)]
-    momenta, training = [norm.momentum for norm in norms], model.training
     order = np.random.Generator(np.random.Philox(0)).permutation(len(maps))[:rows]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # the mean over all batches
-    model.train()
-    for part in np.split(order, range(batch, len(order), batch)):
-        if len(part) > 1:
-            model(maps[torch.from_numpy(part)].float())
-    model.train(training)
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
+    parts = np.split(order, range(batch, len(order), batch))
+    update_bn((maps[torch.from_numpy(part)].float() for part in parts if len(part) > 1), model)
 
 
 @contextmanager
@@ -212,9 +202,9 @@ def embed(model: nn.Module, maps: Tensor) -> Tensor:
     """Embeddings of cached maps, in evaluation mode."""
     training = model.training
     model.eval()
-    found = torch.cat([model(part.float()) for part in maps.split(256)])
+    embeddings = torch.cat([model(part.float()) for part in maps.split(256)])
     model.train(training)
-    return found
+    return embeddings
 
 
 def evaluate(task: Any, cache: dict[str, Any], watch: Watch | None = None) -> Ranking:

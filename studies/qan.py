@@ -2,11 +2,11 @@
 # Copyright (c) 2026 the reidfast authors
 """QAN on real sets with spoilt frames: CUHK03-NP, a set = all images of one person and view.
 
-    python -m studies.qan --weights OSNET.npz --out studies/results/qan.json
+    python -m studies.qan run --weights OSNET.npz --json studies/results/qan.json
 
 Query: the 700 test persons' sets of view 1, gallery: their sets of view 2. Each frame is spoilt with probability 0, 20
-or 40 %, in one of three ways (`studies.corruption`; which one is a fixed draw for each image), in
-training and at test; no quality label is used.
+or 40 %, in one of three ways (`studies.corruption`; which one is a fixed draw for each image), in training and at test;
+no quality label is used.
 The backbone (OSNet x0.25, MSMT17) is frozen: its features and maps are extracted once, then heads train on them.
 Everything goes on where it was stopped.
 """
@@ -14,9 +14,10 @@ Everything goes on where it was stopped.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
-import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from reidfast import ops
-from reidfast._files import write_whole
-from reidfast.data import Tracklets, concatenate, decode, load
+from reidfast.data import Records, Tracklets, concatenate, decode, load
 from reidfast.data.images import normalize, resize, to_float
 from reidfast.data.registry import cache_folder
 from reidfast.engine.progress import progress
@@ -38,8 +38,11 @@ from reidfast.evaluation import rank
 from reidfast.losses import SetTripletLoss
 from reidfast.models import QAN, create_model
 from reidfast.nn import QualityPool
+from studies._study import JSON, Clock, Results, Study, argument, keep, keep_arrays, ordered
+from studies._study import Run as Result
 from studies.corruption import KINDS, spoil
 
+study = Study("qan", __doc__)
 VERSIONS = ("clean", "spoilt")
 SIZE = (256, 128)
 RATES = [0.0, 0.2, 0.4]
@@ -51,43 +54,15 @@ def kinds_of(n: int) -> NDArray[np.int64]:
     return (rng.random(n) * len(KINDS)).astype(np.int64)
 
 
-class Maps:
-    """Features and maps of both versions of every image, in files that are filled block by block.
-
-    features [V, n, 512] float32, early [V, n, 96, 16, 8] and late [V, n, 128, 16, 8] float16.
-    """
-
-    def __init__(self, folder: Path, n: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.n = folder, n
-        shapes = {"features": (512, "f4"), "early": (96, 16, 8, "f2"), "late": (128, 16, 8, "f2")}
-        self.arrays: dict[str, Any] = {}
-        for name, (*shape, kind) in shapes.items():
-            path, whole = folder / f"{name}.npy", (len(VERSIONS), n, *shape)
-            if path.exists():
-                self.arrays[name] = np.lib.format.open_memmap(path, "r+")
-            else:
-                self.arrays[name] = np.lib.format.open_memmap(path, "w+", kind, whole)  # type: ignore[arg-type]
-        self.done_at = folder / "done.json"
-        self.done: set[str] = set(json.loads(self.done_at.read_text())) if self.done_at.exists() else set()
-
-    def mark(self, block: str) -> None:
-        for array in self.arrays.values():
-            array.flush()
-        self.done.add(block)
-        with write_whole(self.done_at) as stream:
-            stream.write(json.dumps(sorted(self.done)).encode())
-
-
 @torch.inference_mode()
-def extract(records: Any, weights: str, folder: Path, stop: int, batch: int = 64, block: int = 1024) -> Maps:
-    """Fill the maps of both versions of a table's images, up to row `stop`."""
+def extract(records: Records, weights: str, folder: Path, stop: int, batch: int = 64, block: int = 1024) -> None:
+    """Features and pooled maps of both versions of a table's images, up to row `stop`, in files of a block of rows."""
     n = len(records)
     kinds = kinds_of(n)
-    maps = Maps(folder, n)
-    todo = [(v, s) for s in range(0, stop, block) for v in range(len(VERSIONS)) if f"{v}/{s}" not in maps.done]
+    blocks = [(v, range(s, min(s + block, n))) for s in range(0, stop, block) for v in range(len(VERSIONS))]
+    todo = [(v, rows, at) for v, rows in blocks if not (at := folder / f"{VERSIONS[v]}-{rows.start}.npz").exists()]
     if not todo:
-        return maps
+        return
     model: Any = create_model("osnet_x0_25", weights=weights).eval()
     early: list[Tensor] = []
     model.conv3.register_forward_hook(lambda m, i, out: early.append(out))
@@ -103,20 +78,15 @@ def extract(records: Any, weights: str, folder: Path, stop: int, batch: int = 64
         return to_float(resize(image, *SIZE))
 
     with ThreadPoolExecutor(1) as pool, progress(len(todo) * block, f"extract {folder.name}") as advance:
-        for version, start in todo:
-            stop = min(start + block, n)
-            parts = [range(a, min(a + batch, stop)) for a in range(start, stop, batch)]
-            made = pool.map(lambda part, v=version: torch.stack([picture(v, r) for r in part]), parts)
-            for part, images in zip(parts, made, strict=True):
+        for version, rows, at in todo:
+            parts = [rows[a : a + batch] for a in range(0, len(rows), batch)]
+            features, maps = [], []
+            for images in pool.map(lambda part, v=version: torch.stack([picture(v, r) for r in part]), parts):
                 early.clear()
-                late = model.forward_map(normalize(images))
-                rows = slice(part.start, part.stop)
-                maps.arrays["features"][version, rows] = model.pool(late).numpy()
-                maps.arrays["early"][version, rows] = early[0].half().numpy()
-                maps.arrays["late"][version, rows] = late.half().numpy()
-                advance(len(part))
-            maps.mark(f"{version}/{start}")
-    return maps
+                features.append(model.pool(model.forward_map(normalize(images))))
+                maps.append(functional.avg_pool2d(early[0].half().float(), 2).half())
+                advance(len(images))
+            keep_arrays(at, {"features": torch.cat(features).numpy(), "maps": torch.cat(maps).numpy()})
 
 
 @dataclass
@@ -136,19 +106,18 @@ class Frames:
     kinds: NDArray[np.int64]
 
     @staticmethod
-    def of(sets: Tracklets, maps: Maps) -> Frames:
-        kept = maps.folder / f"pooled{len(maps.done)}.npy"
-        features = torch.from_numpy(np.array(maps.arrays["features"]))
-        if kept.exists():
-            return Frames(sets, features, torch.from_numpy(np.load(kept)), kinds_of(maps.n))
-        pooled = torch.zeros(len(VERSIONS), maps.n, 96, 8, 4, dtype=torch.float16)
-        for version in range(len(VERSIONS)):
-            for rows in torch.arange(int(sets.rows.max()) + 1).split(1024):
-                part = torch.from_numpy(maps.arrays["early"][version, rows[0] : rows[-1] + 1]).float()
-                pooled[version, rows] = functional.avg_pool2d(part, 2).half()
-        with write_whole(kept) as stream:
-            np.save(stream, pooled.numpy())
-        return Frames(sets, features, pooled, kinds_of(maps.n))
+    def of(sets: Tracklets, n: int, folder: Path) -> Frames:
+        """From the files of `extract`; rows that no set needs may be missing, and stay zero."""
+        features = torch.zeros(len(VERSIONS), n, 512)
+        maps = torch.zeros(len(VERSIONS), n, 96, 8, 4, dtype=torch.float16)
+        for version, name in enumerate(VERSIONS):
+            for path in folder.glob(f"{name}-*.npz"):
+                start = int(path.stem.rsplit("-")[-1])
+                with np.load(path) as block:
+                    rows = slice(start, start + len(block["features"]))
+                    features[version, rows] = torch.from_numpy(block["features"])
+                    maps[version, rows] = torch.from_numpy(block["maps"])
+        return Frames(sets, features, maps, kinds_of(n))
 
 
 def spoilt_rows(n: int, rate: float, seed: int) -> NDArray[np.bool_]:
@@ -225,17 +194,12 @@ def nearest_negatives(x: Tensor, who: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return rows[has], positive[has], negative[has]
 
 
-class Scores:
-    """Per-query results of one run at one rate of spoilt frames: hits at rank 1 and AP, by way of pooling."""
-
-    def __init__(self) -> None:
-        self.hit: dict[str, NDArray[np.float64]] = {}
-        self.ap: dict[str, NDArray[np.float64]] = {}
-
-
 @torch.inference_mode()
-def evaluate(model: QAN, data: Frames, rate: float, seed: int) -> Scores:
-    """Pooled by the model, by consistency, and by who knows the clean frames."""
+def evaluate(model: QAN, data: Frames, rate: float, seed: int) -> Result:
+    """{"hit": {way: 1 where rank 1 is right}, "ap": {way: AP}} of each query at one rate of spoilt frames.
+
+    The ways to pool: by the model, by the mean and the maximum, by consistency, and by who knows the clean frames.
+    """
     model.eval()
     sets = data.sets
     rows, offsets = torch.from_numpy(sets.rows.copy()), torch.from_numpy(sets.offsets.copy())
@@ -245,8 +209,10 @@ def evaluate(model: QAN, data: Frames, rate: float, seed: int) -> Scores:
     x = x if model.embed is None else model.embed(x)
     z = model.scores(data.maps[version, rows].float())
     clean = torch.from_numpy(~bad).float()
-    none = torch.zeros(len(sets)).index_add_(0, torch.repeat_interleave(torch.arange(len(sets)), offsets.diff()), clean)
-    all_bad = (none == 0).repeat_interleave(offsets.diff())
+    count = torch.zeros(len(sets)).index_add_(
+        0, torch.repeat_interleave(torch.arange(len(sets)), offsets.diff()), clean
+    )
+    all_bad = (count == 0).repeat_interleave(offsets.diff())
     ways = {
         "model": model.pool_frames(x, z, offsets),
         "mean": pooled(x, torch.ones(len(x)), offsets),
@@ -254,13 +220,14 @@ def evaluate(model: QAN, data: Frames, rate: float, seed: int) -> Scores:
         "consistency": pooled(x, consistency(x, offsets), offsets),
         "oracle": pooled(x, torch.where(all_bad, torch.ones(len(x)), clean), offsets),
     }
-    out, view = Scores(), sets.camids
+    scores: Result = {"hit": {}, "ap": {}}
+    view = sets.camids
     q, g = np.flatnonzero(view == 1), np.flatnonzero(view == 2)
     for name, e in ways.items():
         ranking = rank(e[q], e[g], sets.pids[q], sets.pids[g], view[q], view[g])
-        out.hit[name] = (ranking.first_match == 1).astype(np.float64)
-        out.ap[name] = ranking.ap
-    return out
+        scores["hit"][name] = (ranking.first_match == 1).tolist()
+        scores["ap"][name] = ranking.ap.tolist()
+    return scores
 
 
 def pooled(x: Tensor, weights: Tensor, offsets: Tensor) -> Tensor:
@@ -279,16 +246,9 @@ def consistency(x: Tensor, offsets: Tensor) -> Tensor:
 @torch.inference_mode()
 def aucs(model: QAN, data: Frames) -> dict[str, float]:
     """Share of (clean, spoilt) pairs of test frames that the scores order rightly, for each way of spoiling."""
-    from scipy.stats import rankdata
-
     model.eval()
     z = [torch.cat([model.scores(m.float())[:, 0] for m in data.maps[v].split(1024)]).numpy() for v in (0, 1)]
-    found = {}
-    for k, kind in enumerate(KINDS):
-        good, worse = z[0], z[1][data.kinds == k]
-        ranks = rankdata(np.r_[good, worse])[: len(good)]
-        found[kind] = float((ranks.sum() - len(good) * (len(good) + 1) / 2) / (len(good) * len(worse)))
-    return found
+    return {kind: ordered(z[0], z[1][data.kinds == k]) for k, kind in enumerate(KINDS)}
 
 
 def runs() -> list[Run]:
@@ -315,177 +275,155 @@ def name_of(run: Run) -> str:
     return f"{pooling} {'trained' if trained else 'frozen'} {rate:g}" + (f" without {left_out}" if left_out else "")
 
 
-def run_path(run: Run, seed: int, steps: int, folder: Path) -> Path:
-    return folder / f"{name_of(run).replace(' ', '-')}-seed{seed}-steps{steps}.npz"
-
-
-def work(run: Run, seed: int, train: Frames, test: Frames, steps: int, folder: Path) -> Path:
-    """One run, kept in a file; nothing where it is there."""
-    at = run_path(run, seed, steps, folder)
-    if at.exists():
-        return at
-    begin = time.process_time()
+def work(run: Run, seed: int, train: Frames, test: Frames, steps: int) -> Result:
+    """One run: its scores at each rate of spoilt frames, and how well it knows them."""
+    clock = Clock()
     model = train_head(run, train, seed, steps)
-    arrays: dict[str, Any] = {"cpu_s": time.process_time() - begin}
+    result: Result = {"cpu_s": clock.cpu}
     rates = RATES if run[0] == "mean" and not run[1] else [run[2]]
-    for rate in rates:
-        scores = evaluate(model, test, rate, seed)
-        for way in scores.hit:
-            arrays[f"hit/{rate:g}/{way}"], arrays[f"ap/{rate:g}/{way}"] = scores.hit[way], scores.ap[way]
-    if run[0] == "quality":
-        arrays |= {f"auc/{kind}": value for kind, value in aucs(model, test).items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    with write_whole(at) as stream:
-        np.savez(stream, **arrays)
-    r1 = {k: round(100 * float(v.mean()), 1) for k, v in arrays.items() if k.startswith("hit/")}
-    print(f"{name_of(run)}, seed {seed}: {arrays['cpu_s']:.0f} s, {r1}", flush=True)
-    return at
+    result["rates"] = {f"{rate:g}": evaluate(model, test, rate, seed) for rate in rates}
+    return result | ({"auc": aucs(model, test)} if run[0] == "quality" else {})
+
+
+def line(result: Result) -> str:
+    """R1 by rate and way."""
+    r1 = {
+        f"{rate}/{way}": round(100 * float(np.mean(hit)), 1)
+        for rate, scores in result["rates"].items()
+        for way, hit in scores["hit"].items()
+    }
+    return f"{result['cpu_s']:.0f} s, {r1}"
 
 
 def interval(values: NDArray[np.float64]) -> list[float]:
+    """The middle 95 %."""
     return [round(float(v), 2) for v in np.percentile(values, (2.5, 97.5))]
 
 
-def summarise(files: dict[tuple[Run, int], Path], seeds: int, draws: int = 2000) -> dict[str, Any]:
+def ways_of(rate: float) -> dict[str, tuple[Run, str]]:
+    """What is compared at a rate: a name -> a run and a way to pool its features."""
+    frozen, mean, qan = ("mean", False, 0.0, None), ("mean", True, rate, None), ("quality", True, rate, None)
+    plain = ("mean", "max", "consistency", "oracle")
+    ways: dict[str, tuple[Run, str]] = {f"frozen features, {way}": (frozen, way) for way in plain}
+    ways |= {f"trained head, {way}": (mean, way) for way in plain}
+    ways |= {"QAN": (qan, "model")} | {f"QAN's head, {way}": (qan, way) for way in plain if way != "max"}
+    return ways | ({"frozen features, quality": (("quality", False, rate, None), "model")} if rate else {})
+
+
+def summarise(results: dict[tuple[Run, int], Result], seeds: int, draws: int = 2000) -> dict[str, Any]:
     """Means over the seeds; differences by a paired bootstrap over persons and seeds."""
-    loaded = {key: dict(np.load(path)) for key, path in files.items()}
 
     def table(run: Run, rate: float, way: str, what: str = "hit") -> NDArray[np.float64]:
         """[seeds, queries] in percent."""
-        return 100 * np.stack([loaded[run, s][f"{what}/{rate:g}/{way}"] for s in range(seeds)])
+        rows = [results[run, s]["rates"][f"{rate:g}"][what][way] for s in range(seeds)]
+        return 100 * np.array(rows, np.float64)
 
     rng = np.random.default_rng(0)
     queries = table(("mean", False, 0.0, None), 0.0, "mean").shape[1]
     picks = [(rng.integers(0, seeds, seeds), rng.integers(0, queries, queries)) for _ in range(draws)]
 
-    def boot(*tables: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-        return [np.array([t[s][:, q].mean() for s, q in picks]) for t in tables]
+    def boot(name: str) -> NDArray[np.float64]:
+        return np.array([hits[name][s][:, q].mean() for s, q in picks])
 
     rows, compared = [], {}
     for rate in RATES:
-        frozen, mean, qan = ("mean", False, 0.0, None), ("mean", True, rate, None), ("quality", True, rate, None)
-        ways = {
-            "frozen features, mean": (frozen, "mean"),
-            "frozen features, max": (frozen, "max"),
-            "frozen features, consistency": (frozen, "consistency"),
-            "frozen features, oracle": (frozen, "oracle"),
-            "trained head, mean": (mean, "mean"),
-            "trained head, max": (mean, "max"),
-            "trained head, consistency": (mean, "consistency"),
-            "trained head, oracle": (mean, "oracle"),
-            "QAN": (qan, "model"),
-            "QAN's head, mean": (qan, "mean"),
-            "QAN's head, consistency": (qan, "consistency"),
-            "QAN's head, oracle": (qan, "oracle"),
-        }
-        if rate:
-            ways["frozen features, quality"] = (("quality", False, rate, None), "model")
-        ways = {name: w for name, w in ways.items() if all((w[0], s) in loaded for s in range(seeds))}
-        found = {name: table(run, rate, way) for name, (run, way) in ways.items()}
+        ways = {n: w for n, w in ways_of(rate).items() if all((w[0], s) in results for s in range(seeds))}
+        hits = {name: table(run, rate, way) for name, (run, way) in ways.items()}
         for name, (run, way) in ways.items():
-            each = found[name].mean(1)
-            rows.append(
-                {
-                    "spoilt": rate,
-                    "pooling": name,
-                    "rank1": round(float(each.mean()), 2),
-                    "rank1_seeds": [round(float(v), 2) for v in each],
-                    "mAP": round(float(np.nanmean(table(run, rate, way, "ap"))), 2),
-                }
-            )
-        if not {"QAN", "trained head, mean"} <= set(found):
+            each = hits[name].mean(1)
+            row = {"spoilt": rate, "pooling": name, "rank1": round(float(each.mean()), 2)}
+            row["rank1_seeds"] = [round(float(v), 2) for v in each]
+            rows.append(row | {"mAP": round(float(np.nanmean(table(run, rate, way, "ap"))), 2)})
+        if not {"QAN", "trained head, mean"} <= set(hits):
             continue  # not all runs are there
-        oracle = max(("trained head, oracle", "QAN's head, oracle"), key=lambda n: found[n].mean())
-        b_qan, b_mean, b_best, b_cons, b_cons2 = boot(
-            *(
-                found[n]
-                for n in ("QAN", "trained head, mean", oracle, "trained head, consistency", "QAN's head, consistency")
-            )
+        oracle, constant = (
+            max((f"trained head, {way}", f"QAN's head, {way}"), key=lambda name: hits[name].mean())
+            for way in ("oracle", "consistency")
         )
-        best_consistency = max(("trained head, consistency", "QAN's head, consistency"), key=lambda n: found[n].mean())
-        gap = found[oracle].mean() - found["trained head, mean"].mean()
+        gain = float((hits["QAN"] - hits["trained head, mean"]).mean())
+        gap = float(hits[oracle].mean() - hits["trained head, mean"].mean())
+        qan, mean = boot("QAN"), boot("trained head, mean")
+        best = np.maximum(boot("trained head, consistency"), boot("QAN's head, consistency"))
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = (b_qan - b_mean) / (b_best - b_mean)
+            share = (qan - mean) / (boot(oracle) - mean)
         compared[f"{rate:g}"] = {
             "oracle": oracle,
-            "qan_minus_mean": round(float((found["QAN"] - found["trained head, mean"]).mean()), 2),
-            "qan_minus_mean_95": interval(b_qan - b_mean),
-            "best_consistency": best_consistency,
-            "qan_minus_consistency": round(float((found["QAN"] - found[best_consistency]).mean()), 2),
-            "qan_minus_consistency_95": interval(b_qan - np.maximum(b_cons, b_cons2)),
-            "gap": round(float(gap), 2),
-            "share_of_gap_closed": round(float((found["QAN"] - found["trained head, mean"]).mean() / gap), 3)
-            if rate
-            else None,
+            "qan_minus_mean": round(gain, 2),
+            "qan_minus_mean_95": interval(qan - mean),
+            "best_consistency": constant,
+            "qan_minus_consistency": round(float((hits["QAN"] - hits[constant]).mean()), 2),
+            "qan_minus_consistency_95": interval(qan - best),
+            "gap": round(gap, 2),
+            "share_of_gap_closed": round(gain / gap, 3) if rate else None,
             "share_of_gap_closed_95": interval(share) if rate else None,
         }
-    auc: dict[str, Any] = {}
-    for label, run in (
-        ("QAN, all kinds in training", ("quality", True, RATES[-1], None)),
-        ("frozen features, all kinds in training", ("quality", False, RATES[-1], None)),
-    ):
-        auc[label] = {k: _mean_auc(loaded, run, k, seeds) for k in KINDS}
-    auc["the kind itself left out of training"] = {
-        k: _mean_auc(loaded, ("quality", True, RATES[-1], k), k, seeds) for k in KINDS
+    auc = {
+        label: {k: mean_auc(results, ("quality", trained, RATES[-1], k if alone else None), k, seeds) for k in KINDS}
+        for label, trained, alone in (
+            ("QAN, all kinds in training", True, False),
+            ("frozen features, all kinds in training", False, False),
+            ("the kind itself left out of training", True, True),
+        )
     }
-    seconds = sum(float(v["cpu_s"]) for v in loaded.values())
+    seconds = sum(float(result["cpu_s"]) for result in results.values())
     return {"rank1": rows, "compared": compared, "auc": auc, "training_cpu_s": round(seconds)}
 
 
-def _mean_auc(loaded: Any, run: Run, kind: str, seeds: int) -> dict[str, Any]:
-    values = [float(loaded[run, s][f"auc/{kind}"]) for s in range(seeds) if (run, s) in loaded]
+def mean_auc(results: Any, run: Run, kind: str, seeds: int) -> dict[str, Any]:
+    """Over the seeds that are there, and each."""
+    values = [float(results[run, s]["auc"][kind]) for s in range(seeds) if (run, s) in results]
     return {"mean": round(float(np.mean(values)), 4), "seeds": [round(v, 4) for v in values]}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m studies.qan", description=__doc__)
-    parser.add_argument("--weights", required=True, help="OSNet x0.25 trained on MSMT17")
-    parser.add_argument("--cache", type=Path, default=cache_folder() / "experiments" / "qan")
-    parser.add_argument("--out", type=Path, help="the result; without it only what is missing is computed")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=300, help="of each training")
-    parser.add_argument("--persons", type=int, default=767, help="training persons that are used")
-    parser.add_argument("--extract-only", action="store_true")
-    parser.add_argument("--no-training", action="store_true", help="sum up the runs that are there")
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args(arguments)
-    torch.set_num_threads(args.threads)
+def finished(results: Results, seeds: int) -> Iterator[tuple[tuple[Run, int], Result]]:
+    """The runs that are there."""
+    for run in runs():
+        for seed in range(seeds):
+            if (path := results.path(name_of(run), seed)).exists():
+                yield (run, seed), json.loads(path.read_text())
+
+
+@study.command(
+    "extract what is missing, make the runs that are missing, sum up",
+    JSON,
+    argument("--weights", required=True, help="OSNet x0.25 trained on MSMT17"),
+    argument("--cache", type=Path, default=cache_folder() / "experiments" / "qan"),
+    argument("--seeds", type=int, default=3),
+    argument("--steps", type=int, default=300, help="of each training"),
+    argument("--persons", type=int, default=767, help="training persons that are used"),
+    argument("--extract-only", action="store_true"),
+    argument("--no-training", action="store_true", help="sum up the runs that are there"),
+    argument("--threads", type=int, default=1),
+)
+def run(options: argparse.Namespace) -> None:
+    """What the comparison needs comes first, of all seeds."""
+    torch.set_num_threads(options.threads)
     data = load("cuhk03_sets")
     test = concatenate([data.query, data.gallery], offset=False)
-    persons = np.unique(data.train.pids)[: args.persons]
+    persons = np.unique(data.train.pids)[: options.persons]
     train_sets = Tracklets.of(data.train)
     train_sets = train_sets.select(np.isin(train_sets.pids, persons))
-    maps = {"test": extract(test, args.weights, args.cache / "test", len(test))}
-    maps["train"] = extract(data.train, args.weights, args.cache / "train", int(train_sets.rows.max()) + 1)
-    if args.extract_only:
+    extract(test, options.weights, options.cache / "test", len(test))
+    extract(data.train, options.weights, options.cache / "train", int(train_sets.rows.max()) + 1)
+    if options.extract_only:
         return
-    train_frames = Frames.of(train_sets, maps["train"])
     # numbered apart: view 1 and view 2 were grouped one after the other
-    test_frames = Frames.of(Tracklets.of(test), maps["test"])
-    files = {}
-    # what the comparison needs comes first, of all seeds
-    order = sorted(((run, seed) for seed in range(args.seeds) for run in runs()), key=lambda r: (_urgency(r[0]), r[1]))
-    for run, seed in order:
-        if args.no_training and not run_path(run, seed, args.steps, args.cache / f"runs{args.persons}").exists():
-            continue
-        files[run, seed] = work(run, seed, train_frames, test_frames, args.steps, args.cache / f"runs{args.persons}")
-    result = {
-        "what": __doc__.split("\n")[0],
-        "command": f"python -m studies.qan --weights {Path(args.weights).name} --steps {args.steps} "
-        f"--seeds {args.seeds} --persons {args.persons}",
-        "data": {
-            "train_persons": args.persons,
-            "train_sets": len(train_frames.sets),
-            "query_sets": int((test_frames.sets.camids == 1).sum()),
-        },
-        **summarise(files, args.seeds),
-    }
-    if args.out:
-        with write_whole(args.out) as stream:
-            stream.write((json.dumps(result, indent=1) + "\n").encode())
-    print(json.dumps(result["compared"], indent=1))
+    test_frames = Frames.of(Tracklets.of(test), len(test), options.cache / "test")
+    train_frames = Frames.of(train_sets, len(data.train), options.cache / "train")
+    results = Results(options.cache / f"runs-{options.persons}-persons-{options.steps}-steps")
+    if not options.no_training:
+        for one, seed in sorted(itertools.product(runs(), range(options.seeds)), key=lambda r: (_urgency(r[0]), r[1])):
+            results.run(name_of(one), seed, line, work, one, seed, train_frames, test_frames, options.steps)
+    summary = summarise(dict(finished(results, options.seeds)), options.seeds)
+    sizes = f"--steps {options.steps} --seeds {options.seeds} --persons {options.persons}"
+    sets = {"train_persons": options.persons, "train_sets": len(train_sets)}
+    sets["query_sets"] = int((test_frames.sets.camids == 1).sum())
+    content = {"what": (__doc__ or "").split("\n")[0], "data": sets, **summary}
+    content["command"] = f"python -m studies.qan run --weights {Path(options.weights).name} {sizes}"
+    if options.json:
+        keep(options.json, content, indent=1)
+    print(json.dumps(summary["compared"], indent=1))
 
 
 if __name__ == "__main__":
-    main()
+    study.main()

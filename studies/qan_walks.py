@@ -2,7 +2,7 @@
 # Copyright (c) 2026 the reidfast authors
 """What a quality unit learns on synthetic walks, where the quality of every frame is known and never shown to it.
 
-    python -m studies.qan_walks --weights OSNET.npz --out studies/results/qan_walks.json
+    python -m studies.qan_walks run --weights OSNET.npz --json studies/results/qan_walks.json
 
 The backbone (OSNet x0.25, trained on real people) is frozen; the unit learns from triplets of sets alone. Reported: how
 well its scores order the test persons' frames by what is known (Spearman), and tell good from spoilt ones (AUC, for
@@ -12,7 +12,6 @@ each kind of trouble), beside what each kind does to the frozen features at all.
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reidfast._files import write_whole
 from reidfast.data import EvalTransform, Records, Tracklets, decode, load
 from reidfast.data.clips import set_frames
 from reidfast.data.registry import cache_folder
@@ -28,7 +26,9 @@ from reidfast.engine.progress import progress
 from reidfast.evaluation import rank
 from reidfast.losses import SetTripletLoss
 from reidfast.models import QAN, create_model
+from studies._study import JSON, Study, argument, keep, keep_arrays, ordered
 
+study = Study("qan_walks", __doc__)
 SIZE = (128, 64)
 FRAMES = 6
 WALKS: dict[str, Any] = {"ids": 240, "frames": 8, "trouble": 0.6, "difficulty": 0.3}
@@ -37,22 +37,18 @@ WALKS: dict[str, Any] = {"ids": 240, "frames": 8, "trouble": 0.6, "difficulty": 
 @torch.inference_mode()
 def encode(model: QAN, records: Records, at: Path) -> tuple[Tensor, Tensor]:
     """Features and middle representations of a table, kept in a file."""
-    if at.exists():
-        kept = torch.load(at, weights_only=True)
-        return kept["features"], kept["middle"]
-    transform, features, middle = EvalTransform(*SIZE), [], []
-    with progress(len(records), f"encode {at.stem}") as advance:
-        for rows in np.array_split(np.arange(len(records)), max(1, len(records) // 64)):
-            images = torch.stack([transform(decode(records.absolute(r))) for r in rows])
-            maps, caught = model.trunk(images)
-            features.append(model.frame_features(maps))
-            middle.append(caught.half())
-            advance(len(rows))
-    made = {"features": torch.cat(features), "middle": torch.cat(middle)}
-    at.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(at) as stream:
-        torch.save(made, stream)
-    return made["features"], made["middle"]
+    if not at.exists():
+        transform, features, middle = EvalTransform(*SIZE), [], []
+        with progress(len(records), f"encode {at.stem}") as advance:
+            for rows in np.array_split(np.arange(len(records)), max(1, len(records) // 64)):
+                images = torch.stack([transform(decode(records.absolute(r))) for r in rows])
+                maps, caught = model.trunk(images)
+                features.append(model.frame_features(maps))
+                middle.append(caught.half())
+                advance(len(rows))
+        keep_arrays(at, {"features": torch.cat(features).numpy(), "middle": torch.cat(middle).numpy()})
+    with np.load(at) as kept:
+        return torch.from_numpy(kept["features"]), torch.from_numpy(kept["middle"])
 
 
 def train(model: QAN, sets: Tracklets, features: Tensor, middle: Tensor, seed: int, steps: int) -> None:
@@ -85,23 +81,17 @@ def train(model: QAN, sets: Tracklets, features: Tensor, middle: Tensor, seed: i
 
 def judge(scores: np.ndarray, records: Records) -> dict[str, Any]:
     """Agreement of scores with what is known of the frames."""
-    from scipy.stats import rankdata, spearmanr
+    from scipy.stats import spearmanr
 
     known, event = records.extra["quality"], records.extra["event"]
     good = scores[known > 0.9]
 
     def auc(bad: np.ndarray) -> float | None:
-        if len(bad) < 10:
-            return None
-        ranks = rankdata(np.r_[good, bad])[: len(good)]
-        return round(float((ranks.sum() - len(good) * (len(good) + 1) / 2) / (len(good) * len(bad))), 3)
+        return None if len(bad) < 10 else round(ordered(good, bad), 3)
 
     kinds = {str(k): auc(scores[(event == k) & (known < 0.6)]) for k in np.unique(event) if k != "none"}
-    return {
-        "spearman": round(float(spearmanr(scores, known)[0]), 3),
-        "auc": auc(scores[known < 0.6]),
-        "auc_kinds": kinds,
-    }
+    spearman = round(float(spearmanr(scores, known)[0]), 3)
+    return {"spearman": spearman, "auc": auc(scores[known < 0.6]), "auc_kinds": kinds}
 
 
 def harm(features: Tensor, sets: Tracklets) -> dict[str, float]:
@@ -124,63 +114,68 @@ def harm(features: Tensor, sets: Tracklets) -> dict[str, float]:
     return {kind: round(float(np.mean(v)), 3) for kind, v in sorted(found.items()) if len(v) >= 10}
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m studies.qan_walks", description=__doc__)
-    parser.add_argument("--weights", required=True, help="OSNet x0.25 trained on MSMT17")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--figure", type=Path, help="a picture of some test walks with their scores")
-    parser.add_argument("--cache", type=Path, default=cache_folder() / "experiments" / "qan_walks")
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=200)
-    args = parser.parse_args(arguments)
+def mean_aps(model: QAN, scores: Tensor, features: Tensor, sets: Tracklets) -> dict[str, float]:
+    """mAP in per cent of sets pooled by the unit's scores, by the mean, and by who knows the good frames."""
+    rows, offsets = torch.from_numpy(sets.rows.copy()), torch.from_numpy(sets.offsets.copy())
+    known = torch.from_numpy(np.asarray(sets.frames.extra["quality"]) > 0.9).float()[:, None]
+    ids, cams, aps = sets.pids, sets.camids, {}
+    for name, z in (("QAN", scores), ("mean", torch.zeros_like(scores)), ("oracle", (known - 1) * 30)):
+        e = model.pool_frames(features[rows], z[rows], offsets)
+        aps[f"mAP {name}"] = round(100 * rank(e, e, ids, ids, cams, cams, protocol="mars").mean_ap, 2)
+    return aps
+
+
+def draw(model: QAN, sets: Tracklets, target: Path) -> None:
+    """The first four walks of which three frames or more are hidden, cut or shifted, and none blurred."""
+    from reidfast.report import describe_tracklets, draw_tracklets
+
+    event, known = sets.frames.extra["event"], sets.frames.extra["quality"]
+    fit = [
+        i
+        for i, t in enumerate(sets)
+        if "blur" not in event[t.rows] and (known[t.rows] < 0.6).sum() >= 3 and (known[t.rows] > 0.9).sum() >= 3
+    ]
+    rows = describe_tracklets(model, sets.select(fit[:4]), frames=8, size=SIZE)
+    draw_tracklets(rows).convert("P", palette=1, colors=128).save(target, optimize=True)
+
+
+@study.command(
+    "train and judge the unit with every seed",
+    JSON,
+    argument("--weights", required=True, help="OSNet x0.25 trained on MSMT17"),
+    argument("--figure", type=Path, help="a picture of some test walks with their scores"),
+    argument("--cache", type=Path, default=cache_folder() / "experiments" / "qan_walks"),
+    argument("--seeds", type=int, default=3),
+    argument("--steps", type=int, default=200),
+)
+def run(options: argparse.Namespace) -> None:
+    """All seeds in a minute: nothing is kept but the features."""
     data = load("synthetic_tracklets", **WALKS)
     train_sets, test_sets = Tracklets.of(data.train), Tracklets.of(data.gallery)
-    found, model, hurt = [], None, None
-    for seed in range(args.seeds):
+    results: list[dict[str, Any]] = []
+    for seed in range(options.seeds):
         torch.manual_seed(seed)
-        model = QAN(create_model("osnet_x0_25", weights=args.weights), split="conv3", hidden=48, size=SIZE).eval()
-        x, m = encode(model, data.train, args.cache / "train.pt")
-        y, n = encode(model, data.gallery, args.cache / "test.pt")
-        train(model, train_sets, x, m, seed, args.steps)
-        hurt = hurt or harm(y, test_sets)
+        model = QAN(create_model("osnet_x0_25", weights=options.weights), split="conv3", hidden=48, size=SIZE).eval()
+        train(model, train_sets, *encode(model, data.train, options.cache / "train.npz"), seed, options.steps)
+        features, middle = encode(model, data.gallery, options.cache / "test.npz")
         with torch.inference_mode():
-            scores = torch.cat([model.scores(part.float()) for part in n.split(256)])
-            rows, offsets = torch.from_numpy(test_sets.rows.copy()), torch.from_numpy(test_sets.offsets.copy())
-            row: dict[str, Any] = judge(scores[:, 0].numpy(), data.gallery)
-            known = torch.from_numpy(np.asarray(data.gallery.extra["quality"]) > 0.9).float()[:, None]
-            ways = {"QAN": scores, "mean": torch.zeros_like(scores), "oracle": (known - 1) * 30}
-            for name, z in ways.items():
-                e = model.pool_frames(y[rows], z[rows], offsets)
-                ids, cams = test_sets.pids, test_sets.camids
-                row[f"mAP {name}"] = round(100 * rank(e, e, ids, ids, cams, cams, protocol="mars").mean_ap, 2)
-        found.append(row)
-        print(row, flush=True)
-    result = {
-        "what": __doc__.split("\n")[0],
-        "command": "python -m studies.qan_walks "
-        f"--weights {Path(args.weights).name} --steps {args.steps} --seeds {args.seeds}",
+            scores = torch.cat([model.scores(part.float()) for part in middle.split(256)])
+            results.append(judge(scores[:, 0].numpy(), data.gallery) | mean_aps(model, scores, features, test_sets))
+        print(results[-1], flush=True)
+    sizes = f"--steps {options.steps} --seeds {options.seeds}"
+    content = {
+        "what": (__doc__ or "").split("\n")[0],
+        "command": f"python -m studies.qan_walks run --weights {Path(options.weights).name} {sizes}",
         "data": {"synthetic_tracklets": WALKS, "train": "the first half of the persons", "test": "the others"},
-        "cosine_to_good_frames": hurt,
-        "seeds": found,
+        "cosine_to_good_frames": harm(features, test_sets),
+        "seeds": results,
     }
-    print(hurt)
-    if args.out:
-        with write_whole(args.out) as stream:
-            stream.write((json.dumps(result, indent=1) + "\n").encode())
-    if args.figure and model is not None:
-        from reidfast.report import describe_tracklets, draw_tracklets
-
-        # the first four walks of which three frames or more are hidden, cut or shifted, and none blurred
-        event, known = data.gallery.extra["event"], data.gallery.extra["quality"]
-        fit = [
-            i
-            for i, t in enumerate(test_sets)
-            if "blur" not in event[t.rows] and (known[t.rows] < 0.6).sum() >= 3 and (known[t.rows] > 0.9).sum() >= 3
-        ]
-        rows_ = describe_tracklets(model, test_sets.select(fit[:4]), frames=8, size=SIZE)
-        draw_tracklets(rows_).convert("P", palette=1, colors=128).save(args.figure, optimize=True)
+    print(content["cosine_to_good_frames"])
+    if options.json:
+        keep(options.json, content, indent=1)
+    if options.figure:
+        draw(model, test_sets, options.figure)
 
 
 if __name__ == "__main__":
-    main()
+    study.main()

@@ -2,7 +2,7 @@
 # Copyright (c) 2026 the reidfast authors
 """Training runs whose scores are committed: a run of `reidfast train`, then one JSON file of what it reached.
 
-    python -m studies.training market751_mini --weights MOBILENET.pt --out runs/mini
+    python -m studies.training run market751_mini --weights MOBILENET.pt --out runs/mini
 
 Settings are in studies/configs/NAME.yaml. A run that was stopped goes on where it was; its seconds are
 those of all its starts, evaluations included.
@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.harness import timing
-from reidfast._files import write_whole
+from studies._study import Study, argument, keep
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+study = Study("training", __doc__)
 # What the project wants of a run, in per cent.
 WANTED = {
     "market751_mini": {"rank1": 65.0, "mAP": 40.0, "minutes": 20},
@@ -50,32 +50,30 @@ def report(name: str, command: list[str], out: Path) -> dict[str, Any]:
     }
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m studies.training", description=__doc__)
-    parser.add_argument("name", choices=sorted(path.stem for path in (HERE / "configs").glob("*.yaml")))
-    parser.add_argument("--weights", required=True, help="of the backbone")
-    parser.add_argument("--out", type=Path, help="folder of the run (default: runs/NAME)")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--result", type=Path, help="default: studies/results/training-NAME.json")
-    parser.add_argument("settings", nargs="*", help="further settings of reidfast train, such as --seed=1, after --")
-    args = parser.parse_args(arguments)
-    out = args.out or Path("runs") / args.name
-    config = HERE / "configs" / f"{args.name}.yaml"
-    shared = ["train", "strong_baseline", "--config", os.path.relpath(config)]
-    given = [f"--model.weights={args.weights}", f"--out={out}", "--resume=true", *args.settings]
-    environment = os.environ | {"OMP_NUM_THREADS": str(args.threads)}
+@study.command(
+    "train and write the result",
+    argument("name", choices=sorted(path.stem for path in (HERE / "configs").glob("*.yaml"))),
+    argument("--weights", required=True, help="of the backbone"),
+    argument("--out", type=Path, help="folder of the run (default: runs/NAME)"),
+    argument("--threads", type=int, default=2),
+    argument("--result", type=Path, help="default: studies/results/training-NAME.json"),
+    argument("settings", nargs="*", help="further settings of reidfast train, such as --seed=1, after --"),
+)
+def run(options: argparse.Namespace) -> None:
+    """`reidfast train`, then one file."""
+    out = options.out or Path("runs") / options.name
+    shared = ["train", "strong_baseline", "--config", os.path.relpath(HERE / "configs" / f"{options.name}.yaml")]
+    given = [f"--model.weights={options.weights}", f"--out={out}", "--resume=true", *options.settings]
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     subprocess.run([sys.executable, "-m", "reidfast", *shared, *given], check=True, env=environment)
-    said = ["reidfast", *shared, f"--model.weights={Path(args.weights).name}", *args.settings]
-    result = report(args.name, said, out)
-    result["environment"]["threads"] = args.threads
-    place = args.result or RESULTS / f"training-{args.name}.json"
-    with write_whole(place) as stream:
-        stream.write((json.dumps(result, indent=1) + "\n").encode())
+    said = ["reidfast", *shared, f"--model.weights={Path(options.weights).name}", *options.settings]
+    result = report(options.name, said, out)
+    result["environment"]["threads"] = options.threads
+    target = options.result or HERE / "results" / f"training-{options.name}.json"
+    keep(target, result, indent=1)
     last = result["history"][-1]
-    print(f"{place}: R1 {100 * last['rank1']:.1f}, mAP {100 * last['mAP']:.1f}, {result['seconds']['wall']:.0f} s")
-    return 0
+    print(f"{target}: R1 {100 * last['rank1']:.1f}, mAP {100 * last['mAP']:.1f}, {result['seconds']['wall']:.0f} s")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    study.main()

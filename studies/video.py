@@ -14,15 +14,13 @@ change of cameras. In each tracklet somebody else stands in the way in a run of 
 same silhouette at the same place in the whole run). The backbone (OSNet x0.25, pictures of 128 x 64, maps of 128 x 8 x
 4) is frozen, as in DRSTA's last two stages; the arms train heads on its maps. Identities 1..n/2 train, the rest test.
 DRSTA's arms also train on the people of a second world, and each of their tracklets has several strangers, one of which
-is drawn each time; its settings were chosen on other people of that second world (`tune`). One JSON for each arm and
-seed.
+is drawn each time; its settings were chosen on other people of that second world (`tune`).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -33,19 +31,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from reidfast._files import write_whole
 from reidfast.data import IdentitySampler, load
 from reidfast.data.clips import chunk_frames, clip_frames
 from reidfast.data.images import EvalTransform, decode, normalize
 from reidfast.data.synthetic.figure import PARTS
-from reidfast.engine.compare import paired_bootstrap
 from reidfast.evaluation import rank_distances
 from reidfast.losses import DiversityLoss, KLDiversityLoss, OIMLoss, RRUSTIMLoss
 from reidfast.models import Backbone, create_model
 from reidfast.models.drsta import DRSTA
 from reidfast.models.rru_stim import RRUSTIM
+from studies._study import JSON, SEEDS, Clock, Results, Run, Study, argument, choose, compare, keep, keep_arrays
 from studies.corruption import occlude
 
+study = Study("video", __doc__)
+CACHE = argument("--cache", type=Path, default=Path("runs/video/maps"), help="folder of the maps")
+OUT = argument("--out", type=Path, default=Path("runs/video/arms"), help="folder of the results")
 WORLD = {
     "ids": 240,
     "cameras": 3,
@@ -76,8 +76,6 @@ CHOSEN: Arm = {
     "weight": 0.007,
     "model": {"final": False},  # the last layer overfits so few people
 }
-
-# ---------------------------------------------------------------- the arms
 
 ARMS: dict[str, Arm] = {
     # DRSTA and what it is compared with; 6 frames, one of each sixth of the track
@@ -154,9 +152,6 @@ class Given(Backbone):
         return self.forward_map(images)
 
 
-# ---------------------------------------------------------------- maps
-
-
 # Name of a part, its world, its table, and whether masks and clean renders are kept.
 PIECES = (
     ("train", WORLD, "train", False),
@@ -172,20 +167,19 @@ def cells(mask: NDArray[Any]) -> NDArray[np.float32]:
     return mask.reshape(GRID[0], h // GRID[0], GRID[1], w // GRID[1]).mean((1, 3)).astype(np.float32)
 
 
-def make_maps(weights: str, cache: Path) -> None:
+@study.command("frames to feature maps, once", argument("weights", help="checkpoint of OSNet x0.25"), CACHE)
+def maps(options: argparse.Namespace) -> None:
     """The maps of every frame of every walk, those of the test frames without occlusion, and where people are seen."""
     torch.set_num_threads(1)
-    model = create_model("osnet_x0_25", weights=weights).eval()
-    cache.mkdir(parents=True, exist_ok=True)
+    model = create_model("osnet_x0_25", weights=options.weights).eval()
     for name, world, split, known in PIECES:
         data = load("synthetic_tracklets", None, **world)
         spec, table = data.info["synthetic_tracklets"], getattr(data, split)
-        base = cache / f"base-{name}.npz"
+        base = options.cache / f"base-{name}.npz"
         if not base.exists():
-            with write_whole(base) as stream:
-                np.savez(stream, **_plain(model, table, spec, known))
+            keep_arrays(base, _plain(model, table, spec, known))
         for k in range(1 if known else STRANGERS):
-            target = cache / (f"{name}-{k}.npz" if k else f"{name}.npz")
+            target = options.cache / (f"{name}-{k}.npz" if k else f"{name}.npz")
             if target.exists():
                 continue
             with np.load(base) as file:
@@ -193,8 +187,7 @@ def make_maps(weights: str, cache: Path) -> None:
             key = [3, split == "train", k] if k or world is MORE else [3, split == "train"]
             arrays["mask"], changed = _with_strangers(model, table, spec, arrays["maps"], np.random.default_rng(key))
             print(f"{target.stem}: {changed} of {len(table)} frames with somebody in the way", flush=True)
-            with write_whole(target) as stream:
-                np.savez(stream, **({"maps": arrays["maps"]} if k else arrays))
+            keep_arrays(target, {"maps": arrays["maps"]} if k else arrays)
 
 
 @torch.inference_mode()
@@ -299,9 +292,6 @@ class Tracks:
         return values.reshape(-1, self.length, *values.shape[1:])
 
 
-# ---------------------------------------------------------------- training
-
-
 def clips_of(tracks: Tracks, rows: NDArray[Any], arm: Arm, rng: np.random.Generator) -> Tensor:
     """Maps [B, T, C, h, w] of the frames that an arm trains on."""
     picked = []
@@ -400,9 +390,6 @@ def train_rru_stim(arm: Arm, tracks: Tracks, seed: int) -> tuple[RRUSTIM, list[f
     return model, losses
 
 
-# ---------------------------------------------------------------- judging
-
-
 def ranked(features: Tensor, tracks: Tracks) -> dict[str, Any]:
     """R1 and mAP of first halves among second halves and the reverse, and the AP and hit of each query.
 
@@ -425,6 +412,9 @@ def ranked(features: Tensor, tracks: Tracks) -> dict[str, Any]:
     }
 
 
+AUCS = ("region", "part", "looked", "frame")
+
+
 def ordered_pairs(value: NDArray[Any], good: NDArray[Any], bad: NDArray[Any]) -> tuple[float, float]:
     """Pairs of a good and a bad frame of one track, [S, n]: how many there are, and how many `value` orders right."""
     pairs = good[:, :, None] & bad[:, None, :]
@@ -433,57 +423,45 @@ def ordered_pairs(value: NDArray[Any], good: NDArray[Any], bad: NDArray[Any]) ->
 
 
 @torch.inference_mode()
-def judge_drsta(model: DRSTA, tracks: Tracks) -> dict[str, Any]:
+def judge_drsta(model: DRSTA, tracks: Tracks, seed: int) -> Run:
     """Scores; overlap of the maps; whether the temporal weights follow what can be seen."""
     model.eval()
     frames = chunk_frames(tracks.length, FRAMES)
-    maps = model.backbone.of(tracks.maps[:, torch.from_numpy(frames)].float())
-    found = ranked(torch.cat([model.embed_maps(part) for part in maps.split(64)]), tracks)
+    parts = model.backbone.of(tracks.maps[:, torch.from_numpy(frames)].float()).split(64)
+    scores = ranked(torch.cat([model.embed_maps(part) for part in parts]), tracks)
     if model.attend is not None:
-        overlap = torch.cat([model.attend(part.flatten(0, 1)).overlap for part in maps.split(64)])
-        found["overlap"] = float(overlap.mean()) / (model.k * (model.k - 1))
-    if isinstance(model.time, nn.Module) and hasattr(model.time, "weights"):
-        clean = model.backbone.of(torch.from_numpy(tracks.of("clean"))[:, torch.from_numpy(frames)].float())
-        seen_by = [model.explain(part) for part in maps.split(64)]
-        weights = torch.cat([e.weights for e in seen_by]).numpy()  # [S, n, K]
-        looked = torch.cat([model.explain(part).attention for part in clean.split(64)]).numpy()
-        here = torch.cat([e.attention for e in seen_by]).numpy()
-        person, seen, part = (tracks.of(name)[:, frames] for name in ("person", "seen", "part"))
-        known = tracks.of("visibility")[:, frames]  # [S, n, parts]
-        visible = tracks.of("visible")[:, frames]
-        total, right, by_part = np.zeros(4), np.zeros(4), {}
-        spread = float(np.abs(weights - 1 / FRAMES).mean())
-        for k in range(model.k):
-            where = looked[:, :, k]
-            # what share of the person's cells that this map looks at, nothing in the way, is not hidden
-            now = (here[:, :, k] * seen).sum((2, 3))
-            pairs = ordered_pairs(weights[:, :, k], now > 0.5, now < 0.25)  # what it looks at in the frame as it is
-            total[2] += pairs[0]
-            right[2] += pairs[1]
-            share = (where * seen).sum((2, 3)) / np.maximum((where * person).sum((2, 3)), 1e-6)
-            pairs = ordered_pairs(weights[:, :, k], share > 0.8, share < 0.4)
-            total[0] += pairs[0]
-            right[0] += pairs[1]
-            # the body part that it looks at most for its size, and that part's known visibility
-            on = (where[:, :, None] * part).sum((0, 1, 3, 4)) / part.sum((0, 1, 3, 4))
-            best = int(on[:5].argmax())
-            pairs = ordered_pairs(weights[:, :, k], known[:, :, best] > 0.8, known[:, :, best] < 0.4)
-            total[1] += pairs[0]
-            right[1] += pairs[1]
-            by_part[f"{k} {PARTS[best]}"] = pairs[1] / max(1.0, pairs[0])
-            pairs = ordered_pairs(weights[:, :, k], visible > 0.8, visible < 0.4)  # the whole person
-            total[3] += pairs[0]
-            right[3] += pairs[1]
-        found |= {
-            "auc_region": right[0] / max(1.0, total[0]),
-            "auc_part": right[1] / max(1.0, total[1]),
-            "auc_looked": right[2] / max(1.0, total[2]),
-            "auc_frame": right[3] / max(1.0, total[3]),
-            "pairs": total.tolist(),
-            "auc_by_map": by_part,
-            "weights_from_uniform": spread,
-        }
-    return found
+        overlap = torch.cat([model.attend(part.flatten(0, 1)).overlap for part in parts])
+        scores["overlap"] = float(overlap.mean()) / (model.k * (model.k - 1))
+    if not hasattr(model.time, "weights"):
+        return scores
+    clean = model.backbone.of(torch.from_numpy(tracks.of("clean"))[:, torch.from_numpy(frames)].float())
+    explained = [model.explain(part) for part in parts]
+    weights = torch.cat([e.weights for e in explained]).numpy()  # [S, n, K]
+    attention = torch.cat([e.attention for e in explained]).numpy()
+    undisturbed = torch.cat([model.explain(part).attention for part in clean.split(64)]).numpy()
+    person, seen, part, known, visible = (
+        tracks.of(name)[:, frames] for name in ("person", "seen", "part", "visibility", "visible")
+    )
+    pairs, by_part = np.zeros((4, 2)), {}
+    for k in range(model.k):
+        w, where = weights[:, :, k], undisturbed[:, :, k]
+        # what share of the person's cells that this map looks at, nothing in the way, is not hidden
+        share = (where * seen).sum((2, 3)) / np.maximum((where * person).sum((2, 3)), 1e-6)
+        # the body part that it looks at most for its size, and that part's known visibility
+        on = (where[:, :, None] * part).sum((0, 1, 3, 4)) / part.sum((0, 1, 3, 4))
+        best = int(on[:5].argmax())
+        of_part = ordered_pairs(w, known[:, :, best] > 0.8, known[:, :, best] < 0.4)
+        by_part[f"{k} {PARTS[best]}"] = of_part[1] / max(1.0, of_part[0])
+        now = (attention[:, :, k] * seen).sum((2, 3))  # what it looks at in the frame as it is
+        pairs += [
+            ordered_pairs(w, share > 0.8, share < 0.4),
+            of_part,
+            ordered_pairs(w, now > 0.5, now < 0.25),
+            ordered_pairs(w, visible > 0.8, visible < 0.4),  # the whole person
+        ]
+    auc = {f"auc_{name}": row[1] / max(1.0, row[0]) for name, row in zip(AUCS, pairs.tolist(), strict=True)}
+    spread = float(np.abs(weights - 1 / FRAMES).mean())
+    return {**scores, **auc, "pairs": pairs[:, 0].tolist(), "auc_by_map": by_part, "weights_from_uniform": spread}
 
 
 @torch.inference_mode()
@@ -528,25 +506,25 @@ def judge_rru_stim(model: RRUSTIM, tracks: Tracks, seed: int) -> dict[str, Any]:
     return found
 
 
-# ---------------------------------------------------------------- commands
-
-
-def work(name: str, arm: Arm, seed: int, train: Tracks, test: Tracks, path: Path) -> None:
-    """Train an arm and judge it, into a file."""
-    start = time.perf_counter()
+def measure(name: str, seed: int, arms: dict[str, Arm], training: Training, test: Tracks) -> Run:
+    """Train an arm and judge it."""
+    clock, arm = Clock(), arms[name]
     learn: Callable[..., Any] = train_drsta if arm["method"] == "drsta" else train_rru_stim
+    judge: Callable[..., Run] = judge_drsta if arm["method"] == "drsta" else judge_rru_stim
     try:
-        model, losses = learn(arm, train, seed)
-        judged = judge_drsta(model, test) if arm["method"] == "drsta" else judge_rru_stim(model, test, seed)
+        model, losses = learn(arm, training(arm), seed)
+        judged = judge(model, test, seed)
         judged["loss"] = [round(float(np.mean(losses[i : i + 50])), 4) for i in range(0, len(losses), 50)]
     except FloatingPointError as error:
         judged = {"failed": str(error)}
-    judged |= {"arm": name, "seed": seed, "seconds": round(time.perf_counter() - start, 1), "settings": arm}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with write_whole(path) as stream:
-        stream.write((json.dumps(judged) + "\n").encode())
-    shown = {k: v for k, v in judged.items() if k not in ("ap", "hit", "ap_shuffled", "settings", "pairs")}
-    print(json.dumps({k: round(v, 4) if isinstance(v, float) else v for k, v in shown.items()}), flush=True)
+    return judged | {"seconds": round(clock.wall, 1), "settings": arm}
+
+
+def line(run: Run) -> str:
+    """A result without what it holds of every query."""
+    left_out = ("arm", "seed", "ap", "hit", "ap_shuffled", "settings", "pairs")
+    shown = {k: round(v, 4) if isinstance(v, float) else v for k, v in run.items() if k not in left_out}
+    return json.dumps(shown)
 
 
 class Training:
@@ -569,50 +547,43 @@ class Training:
         return self.read[more, strangers]
 
 
-def _file(name: str, seed: int) -> str:
-    return f"{name.replace(' ', '_').replace(',', '')}-{seed}.json"
-
-
-def run(cache: Path, out: Path, arms: list[str], seeds: list[int]) -> None:
-    """Every arm and seed whose file is not there."""
+@study.command("every arm and seed that is not there yet", CACHE, OUT, SEEDS, choose(ARMS))
+def run(options: argparse.Namespace) -> None:
+    """Tested on the gallery's people."""
     torch.set_num_threads(1)
-    training, test = Training(cache), Tracks(cache / "gallery.npz")
-    for seed in seeds:
-        for name in arms:
-            if not (out / _file(name, seed)).exists():
-                work(name, ARMS[name], seed, training(ARMS[name]), test, out / _file(name, seed))
+    test = Tracks(options.cache / "gallery.npz")
+    Results(options.out).sweep(options.arms, options.seeds, line, measure, ARMS, Training(options.cache), test)
 
 
-def tune(cache: Path, out: Path, trials: list[str], seeds: list[int]) -> None:
-    """Settings of DRSTA, NAME={JSON}, judged on the validation people."""
+@study.command("settings of DRSTA", argument("trials", nargs="+", metavar="NAME={JSON}"), CACHE, OUT, SEEDS)
+def tune(options: argparse.Namespace) -> None:
+    """Judged on the validation people."""
     torch.set_num_threads(1)
-    training, test = Training(cache), Tracks(cache / "validation.npz")
-    for seed in seeds:
-        for trial in trials:
-            name, _, settings = trial.partition("=")
-            arm = {"method": "drsta"} | json.loads(settings or "{}")
-            path = out / "tune" / _file(name, seed)
-            if not path.exists():
-                work(name, CHOSEN | arm, seed, training(arm), test, path)
+    trials = {}
+    for trial in options.trials:
+        name, _, settings = trial.partition("=")
+        trials[name] = CHOSEN | {"method": "drsta"} | json.loads(settings or "{}")
+    test = Tracks(options.cache / "validation.npz")
+    Results(options.out / "tune").sweep(trials, options.seeds, line, measure, trials, Training(options.cache), test)
 
 
 MEASURES = ("rank1", "mAP", "rank1_shuffled", "mAP_shuffled", "overlap", "weights_from_uniform", "seconds")
 
 
-def _summary(found: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(runs: list[Run]) -> dict[str, Any]:
     """Mean and deviation over the seeds of one arm's results."""
-    said: dict[str, Any] = {"seeds": [r["seed"] for r in found]}
-    for key in MEASURES + tuple(k for k in found[0] if k.startswith("auc") and k != "auc_by_map"):
-        values = [r[key] for r in found if r.get(key)]  # an AUC of 0 stands for no pairs
+    said: dict[str, Any] = {"seeds": [r["seed"] for r in runs]}
+    for key in (*MEASURES, *(k for k in runs[0] if k.startswith("auc") and k != "auc_by_map")):
+        values = [r[key] for r in runs if r.get(key)]  # an AUC of 0 stands for no pairs
         if values:
             said[key] = [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
-    for key in [k for k in found[0] if k.startswith(("error", "cosine"))]:
-        said[key] = {w: round(float(np.mean([r[key][w] for r in found])), 4) for w in found[0][key]}
+    for key in (k for k in runs[0] if k.startswith(("error", "cosine"))):
+        said[key] = {w: round(float(np.mean([r[key][w] for r in runs])), 4) for w in runs[0][key]}
     return said
 
 
-def _compared(ap: dict[str, dict[int, NDArray[Any]]], ids: NDArray[Any]) -> dict[str, Any]:
-    """Paired bootstraps over test identities of the mean AP over the seeds that both arms have."""
+def pairs_of(ap: dict[str, Any]) -> list[tuple[str, str]]:
+    """Which arms are compared: the second with the first."""
     drsta = [n for n in ap if ARMS.get(n, {}).get("method") == "drsta"]
     pairs = [("average (oim)", b) for b in drsta]
     pairs += [("drsta no penalty", b) for b in drsta if "drsta" in b or b == "temporal only"]
@@ -628,56 +599,49 @@ def _compared(ap: dict[str, dict[int, NDArray[Any]]], ids: NDArray[Any]) -> dict
             blind = f"{n}, frames shuffled{end}, shuffled at test"
             pairs += [(f"{n}, frames shuffled{end}", f"{n}{end}"), (blind, f"{n}{end}"), (f"average{end}", blind)]
             pairs += [(f"average{end}", f"{n}{end}, shuffled at test")]
+    return pairs
+
+
+def _compared(ap: dict[str, dict[int, NDArray[Any]]], ids: NDArray[Any]) -> dict[str, Any]:
+    """Paired bootstraps over test identities of the mean AP over the seeds that both arms have."""
     said: dict[str, Any] = {}
-    for a, b in pairs:
+    for a, b in pairs_of(ap):
         common = sorted(ap.get(a, {}).keys() & ap.get(b, {}).keys())
         if a == b or not common or (ap[a][common[0]] == ap[b][common[0]]).all():
             continue
         first, second = (np.stack([ap[n][s] for s in common]) for n in (a, b))
-        d = paired_bootstrap(first.mean(0), second.mean(0), ids)
-        said[f"{b} - {a}"] = {
-            "mean, low, high": [round(100 * v, 2) for v in (d.mean, d.low, d.high)],
-            "p": round(d.p_value, 4),
-            "each seed": {
-                s: round(100 * float((y - x).mean()), 2) for s, x, y in zip(common, first, second, strict=True)
-            },
-        }
+        d = compare(first, second, ids)
+        each = {s: round(100 * float(gain), 2) for s, gain in zip(common, (second - first).mean(1), strict=True)}
+        interval = [round(100 * v, 2) for v in (d.mean, d.low, d.high)]
+        said[f"{b} - {a}"] = {"mean, low, high": interval, "p": round(d.p_value, 4), "each seed": each}
     return said
 
 
-def _read(folder: Path) -> dict[str, list[dict[str, Any]]]:
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for path in sorted(folder.glob("*.json")):
-        one = json.loads(path.read_text())
-        rows.setdefault(one["arm"], []).append(one)
-    return rows
-
-
-def report(cache: Path, out: Path, target: Path | None) -> None:
+@study.command("tables, and one file of all results", CACHE, OUT, JSON)
+def report(options: argparse.Namespace) -> None:
     """Means over seeds, differences of arms with their intervals, and the settings that were tried."""
-    with np.load(cache / "gallery.npz") as file:
+    with np.load(options.cache / "gallery.npz") as file:
         ids = file["pids"][::HALF]
-    rows = _read(out)
+    rows = Results(options.out).read()
     good = {n: [r for r in rows[n] if "failed" not in r] for n in ARMS if n in rows}
-    summary = {name: _summary(found) for name, found in good.items() if found}
+    summary = {name: _summary(runs) for name, runs in good.items() if runs}
     ap: dict[str, dict[int, NDArray[Any]]] = {}
     for name in summary:
-        ap[name] = {r["seed"]: np.array(r["ap"], np.float64) for r in good[name]}
-        if "ap_shuffled" in good[name][0]:
-            ap[f"{name}, shuffled at test"] = {r["seed"]: np.array(r["ap_shuffled"], np.float64) for r in good[name]}
+        for key, mark in (("ap", ""), ("ap_shuffled", ", shuffled at test")):
+            if key in good[name][0]:
+                ap[name + mark] = {r["seed"]: np.array(r[key], np.float64) for r in good[name]}
     compared = _compared(ap, ids)
+    shown = ("mAP", "rank1", "overlap", "auc_region", "auc_part")
     tried = {
-        f"{n}, seed {r['seed']}": {k: r[k] for k in ("mAP", "rank1", "overlap", "auc_region", "auc_part") if k in r}
+        f"{n}, seed {r['seed']}": {k: r[k] for k in shown if k in r}
         | {"settings": r["settings"], "failed": r.get("failed")}
-        for n, found in _read(out / "tune").items()
-        for r in found
+        for n, runs in Results(options.out / "tune").read().items()
+        for r in runs
     }
     for name, said in summary.items():
         print(f"{name:<30}" + "  ".join(f"{k} {v}" for k, v in said.items()))
     for name, d in compared.items():
         print(f"mAP {name}: {d}")
-    if target is None:
-        return
     content = {
         "command": "python -m studies.video {maps WEIGHTS | tune ... | run | report} --cache DIR --out DIR",
         "backbone": "osnet_x0_25, MSMT17 weights, frozen, 128 x 64",
@@ -685,20 +649,25 @@ def report(cache: Path, out: Path, target: Path | None) -> None:
         | {"drsta": CHOSEN, "rru_steps": RRU_STEPS},
         "arms": {name: ARMS[name] for name in summary},
         "summary": summary,
-        "failed": {n: [r["failed"] for r in found if "failed" in r] for n, found in rows.items()},
+        "failed": {n: [r["failed"] for r in runs if "failed" in r] for n, runs in rows.items()},
         "mAP difference in %, bootstrap over identities": compared,
         "DRSTA's settings tried on validation people": tried,
     }
-    with write_whole(target) as stream:
-        stream.write((json.dumps(content, indent=1) + "\n").encode())
+    if options.json:
+        keep(options.json, content, indent=1)
 
 
-def picture(cache: Path, target: Path, seed: int = 0) -> None:
+@study.command(
+    "attention and temporal weights of two walks",
+    CACHE,
+    argument("--png", type=Path, default=Path("attention.png")),
+)
+def picture(options: argparse.Namespace) -> None:
     """A test walk in which somebody comes between: where DRSTA looks, without the penalty (left) and with it."""
     from reidfast.report.tracklet_attention import draw_tracklet_attention
 
     torch.set_num_threads(1)
-    training, test = Training(cache), Tracks(cache / "gallery.npz")
+    training, test = Training(options.cache), Tracks(options.cache / "gallery.npz")
     frames = chunk_frames(test.length, FRAMES)
     seen = test.of("visible")[:, frames]
     row = int(np.argmax(seen.max(1) - seen.min(1)))
@@ -710,7 +679,7 @@ def picture(cache: Path, target: Path, seed: int = 0) -> None:
             images[k] = occlude(images[k], decode(table.absolute(other)), np.random.default_rng(drawn))
     notes, sheets = [f"{100 * v:.0f} % seen" for v in seen[row]], []
     for name in ("drsta no penalty", "drsta"):
-        model, _ = train_drsta(ARMS[name], training(ARMS[name]), seed)
+        model, _ = train_drsta(ARMS[name], training(ARMS[name]), 0)
         maps = test.maps[row, torch.from_numpy(frames)].float().unsqueeze(0)
         said = model.eval().explain(model.backbone.of(maps))
         sheets.append(
@@ -719,34 +688,8 @@ def picture(cache: Path, target: Path, seed: int = 0) -> None:
     sheet = Image.new("RGB", (sum(s.width for s in sheets), sheets[0].height), "white")
     for k, part in enumerate(sheets):
         sheet.paste(part, (k * sheets[0].width, 0))
-    sheet.quantize(128).save(target, optimize=True)
-
-
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("maps", "run", "tune", "report", "picture"))
-    parser.add_argument("given", nargs="*", help="OSNet x0.25 checkpoint, for maps; NAME={JSON} ..., for tune")
-    parser.add_argument("--cache", type=Path, default=Path("runs/video/maps"))
-    parser.add_argument("--out", type=Path, default=Path("runs/video/arms"))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("--png", type=Path, default=Path("attention.png"))
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS), metavar="ARM")
-    parser.add_argument("--seeds", nargs="*", type=int, default=[0, 1, 2])
-    options = parser.parse_args()
-    if options.what == "maps":
-        if len(options.given) != 1:
-            parser.error("maps: expected the checkpoint of OSNet x0.25")
-        make_maps(options.given[0], options.cache)
-    elif options.what == "tune":
-        tune(options.cache, options.out, options.given, options.seeds)
-    elif options.what == "run":
-        run(options.cache, options.out, options.arms, options.seeds)
-    elif options.what == "picture":
-        picture(options.cache, options.png)
-    else:
-        report(options.cache, options.out, options.json)
+    sheet.quantize(128).save(options.png, optimize=True)
 
 
 if __name__ == "__main__":
-    main()
+    study.main()

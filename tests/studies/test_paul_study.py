@@ -18,8 +18,9 @@ from reidfast.data import load, write_synthetic
 from reidfast.losses import PEDAL
 from reidfast.models import create_model, save_weights
 from reidfast.nn import MemoryBank
+from studies._study import Results
 from studies.cached import ChosenPEDAL, settle, settled
-from studies.paul import main, read
+from studies.paul import study
 from studies.watch import describe, describe_clusters, describe_memory
 
 ARMS = "controls adabn both cluster-contrast"
@@ -47,7 +48,7 @@ def run(folder, *more, arms=ARMS, out="out"):
     size += " --set loss.k=3 data.batch=20 optim.lr=0.01"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REIDFAST_CACHE", str(folder / "cache"))
-        main(shlex.split(f"{start} --arms {arms} {size}") + list(more))
+        study.main(shlex.split(f"{start} --arms {arms} {size}") + list(more))
 
 
 def load_run(path):
@@ -59,7 +60,7 @@ def test_arms_seeds_and_table(folder, capsys):
     first = (folder / "out" / "both-0.json").read_bytes()
     run(folder, "--seeds", "0", "1")
     assert (folder / "out" / "both-0.json").read_bytes() == first  # what is there is not run again
-    runs = read(folder / "out")
+    runs = Results(folder / "out").read()
     assert {len(runs[arm]) for arm in ("adabn", "both", "cluster-contrast")} == {2} and len(runs["untrained"]) == 1
     assert runs["both"][0]["mAP"] != runs["both"][1]["mAP"]
     assert {run["config"]["optim"]["lr"] for run in runs["adabn"]} == {0.0}  # an arm's own settings come last
@@ -72,7 +73,7 @@ def test_arms_seeds_and_table(folder, capsys):
     again, once = json.loads((folder / "out" / "both-0.json").read_text()), json.loads(first)
     assert (again["ap"], again["curve"]) == (once["ap"], once["curve"])  # the same draws
     capsys.readouterr()
-    main(["table", "--out", str(folder / "out"), "--json", str(folder / "summary.json")])
+    study.main(["table", "--out", str(folder / "out"), "--json", str(folder / "summary.json")])
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("| both | 2 | ") and ".." in line for line in lines) and len(lines) == 2 + 6 + 3
     both = next(row for row in json.loads((folder / "summary.json").read_text())["arms"] if row["arm"] == "both")
@@ -83,7 +84,7 @@ def test_arms_seeds_and_table(folder, capsys):
 
 def test_validation_looks_for_training_identities_alone(folder):
     target = f"{folder}/people/all.csv"
-    main(["validation", "--target", target, "--ids", "4", "--to", f"{folder}/validation.json"])
+    study.main(["validation", "--target", target, "--ids", "4", "--to", f"{folder}/validation.json"])
     whole, made = load(target), load(f"{folder}/validation.json")
     known = np.unique(whole.train.pids)
     assert set(made.train.pids) == set(known[:-4]) and set(made.query.pids) == set(made.gallery.pids) == set(known[-4:])
@@ -93,7 +94,7 @@ def test_validation_looks_for_training_identities_alone(folder):
     files = lambda *records: {(r.root / path).name for r in records for path in r.paths}  # noqa: E731
     assert not files(made.train, made.query, made.gallery) & files(whole.query, whole.gallery)
     with pytest.raises(SystemExit, match="expected --ids from 1 to"):
-        main(["validation", "--target", target, "--ids", str(len(known)), "--to", f"{folder}/none.json"])
+        study.main(["validation", "--target", target, "--ids", str(len(known)), "--to", f"{folder}/none.json"])
 
 
 def test_where_patches_are(folder):
@@ -107,7 +108,7 @@ def test_where_patches_are(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("REIDFAST_CACHE", str(folder / "cache"))
         target = f"--target {folder}/people/all.csv --height 128 --width 64 --images 5 --json {folder}/patches.json"
-        main(shlex.split(f"patches --source {source} {target}"))
+        study.main(shlex.split(f"patches --source {source} {target}"))
     found = json.loads((folder / "patches.json").read_text())
     moved = np.array(found["mean"]) - np.array(found["start"])
     assert found["images"] == 5 and moved.shape == (6, 6) and np.count_nonzero(moved) == 1
@@ -130,7 +131,7 @@ def test_watching_changes_nothing_and_arms_bring_settings(folder):
     arms = "both cluster-stripes 'both loss.k=2 cached.settle=true' 'cluster-stripes cached.labels=identities'"
     arms += " 'pedal loss.k=2' 'pedal loss.k=2 cached.labels=identities'"
     run(folder, "--seeds", "0", "--watch", arms=arms, out="watched")
-    runs = {arm: found[0] for arm, found in read(folder / "watched").items()}
+    runs = {arm: found[0] for arm, found in Results(folder / "watched").read().items()}
     alone = folder / "out" / "both-0.json"
     if not alone.exists():
         run(folder, "--seeds", "0", arms="both")

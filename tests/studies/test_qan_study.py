@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch.nn import functional
 
 pytest.importorskip("studies.qan", reason="the studies are beside the checkout, not in the wheel")
 
-from reidfast.data import Records, Tracklets
+from reidfast.data import Records, Tracklets, write_synthetic
+from reidfast.models import create_model, save_weights
 from studies import corruption, qan
+from studies._study import Results
 
 
 def made(persons: int, seed: int) -> qan.Frames:
@@ -66,36 +69,51 @@ def test_negatives() -> None:
 
 def test_runs_and_repeats(tmp_path: Path) -> None:
     train, test = made(30, 0), made(30, 1)
-    run = ("quality", False, 0.4, None)
-    at = qan.work(run, 0, train, test, 16, tmp_path)
-    first = dict(np.load(at))
-    stamp = at.stat().st_mtime_ns
-    assert qan.work(run, 0, train, test, 16, tmp_path).stat().st_mtime_ns == stamp  # taken from the file
-    second = dict(np.load(qan.work(run, 0, train, test, 16, tmp_path / "again")))
-    assert all((first[k] == second[k]).all() for k in first if k != "cpu_s")
-    assert {"auc/occlusion", "hit/0.4/model", "ap/0.4/oracle"} <= set(first)
-    assert first["ap/0.4/model"].mean() > first["ap/0.4/mean"].mean()
-    assert first["ap/0.4/oracle"].mean() > first["ap/0.4/mean"].mean()
-    assert np.mean([first[f"auc/{kind}"] for kind in corruption.KINDS]) > 0.6
+    run, results = ("quality", False, 0.4, None), Results(tmp_path)
+
+    def once() -> bytes:
+        results.run(qan.name_of(run), 0, qan.line, qan.work, run, 0, train, test, 16)
+        return results.path(qan.name_of(run), 0).read_bytes()
+
+    kept = once()
+    stamp = results.path(qan.name_of(run), 0).stat().st_mtime_ns
+    assert once() == kept and results.path(qan.name_of(run), 0).stat().st_mtime_ns == stamp  # taken from the file
+    first, second = json.loads(kept), qan.work(run, 0, train, test, 16)
+    assert first["rates"] == second["rates"] and first["auc"] == second["auc"]
+    assert set(first["auc"]) == set(corruption.KINDS) and set(first["rates"]) == {"0.4"}
+    ap = {way: np.mean(values) for way, values in first["rates"]["0.4"]["ap"].items()}
+    assert ap["model"] > ap["mean"] and ap["oracle"] > ap["mean"]
+    assert np.mean(list(first["auc"].values())) > 0.6
 
 
-def test_summary(tmp_path: Path) -> None:
-    """From files made by hand: QAN right for 3 of 4 queries, the mean for 1, who knows for all."""
-    files = {}
+def test_maps_are_extracted_block_by_block(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_weights(create_model("osnet_x0_25"), tmp_path / "osnet.npz")
+    table = write_synthetic(tmp_path / "people", ids=4, cameras=2, images=3, height=64, width=32, test=0.0).train
+    for folder, batch, block in (("whole", 64, 1024), ("parts", 3, 8)):
+        qan.extract(table, str(tmp_path / "osnet.npz"), tmp_path / folder, len(table), batch, block)
+    files = sorted((tmp_path / "parts").glob("*.npz"))
+    assert len(files) == 2 * -(-len(table) // 8)
+    (tmp_path / "parts" / "spoilt-8.npz").unlink()
+    qan.extract(table, str(tmp_path / "osnet.npz"), tmp_path / "parts", len(table), 3, 8)  # the one that is missing
+    columns = {"tracklet": np.arange(len(table)) // 3, "frame": np.arange(len(table)) % 3}
+    sets = Tracklets.of(Records(table.root, table.paths, table.pids, table.camids, columns))
+    whole, parts = (qan.Frames.of(sets, len(table), tmp_path / folder) for folder in ("whole", "parts"))
+    torch.testing.assert_close(whole.features, parts.features, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(whole.maps, parts.maps, rtol=1e-2, atol=1e-2)
+    assert (whole.features[0] != whole.features[1]).any(1).all()  # every image is spoilt in the second version
+
+
+def test_summary() -> None:
+    """Made by hand: QAN right for 3 of 4 queries, the mean for 1, who knows for all."""
+    results = {}
     for seed in range(2):
         for run in qan.runs():
-            at = tmp_path / f"{qan.name_of(run)}-{seed}.npz"
             hit = {"model": [1, 1, 1, 0] if run[0] == "quality" else [1, 0, 0, 0], "oracle": [1, 1, 1, 1]}
             hit |= {"mean": [1, 0, 0, 0], "max": [0, 0, 0, 0], "consistency": [1, 1, 0, 0]}
-            arrays = {"cpu_s": 1.0}
-            for rate in qan.RATES:
-                for way, values in hit.items():
-                    arrays[f"hit/{rate:g}/{way}"] = np.array(values, float)
-                    arrays[f"ap/{rate:g}/{way}"] = np.array(values, float)
-            arrays |= {f"auc/{kind}": 0.9 for kind in corruption.KINDS}
-            np.savez(at, **arrays)
-            files[run, seed] = at
-    found = qan.summarise(files, 2, draws=200)
+            rates = {f"{rate:g}": {"hit": hit, "ap": hit} for rate in qan.RATES}
+            results[run, seed] = {"cpu_s": 1.0, "rates": rates, "auc": dict.fromkeys(corruption.KINDS, 0.9)}
+    found = qan.summarise(results, 2, draws=200)
     compared = found["compared"]["0.4"]
     assert compared["qan_minus_mean"] == 50 and compared["gap"] == 75 and compared["share_of_gap_closed"] == 0.667
     assert compared["qan_minus_consistency"] == 25 and compared["qan_minus_mean_95"][0] >= 0

@@ -112,24 +112,28 @@ def test_the_slow_part_moves_less(cache: Path) -> None:
     assert moved[0] > 0 and moved[1] == 0
 
 
+def run(command: str, cache: Path, out: Path, *more: str) -> None:
+    video.study.main([command, *more, "--cache", str(cache), "--out", str(out)])
+
+
 def test_runs_resumes_and_repeats(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, arm in video.ARMS.items():
         monkeypatch.setitem(video.ARMS, name, arm | {"steps": (4, 6) if arm["method"] == "drsta" else 3})
     arms = ["drsta", "drsta no penalty", "temporal only", "average (oim)", "average", "rru alone"]
-    video.run(cache, tmp_path / "a", arms, [0])
+    run("run", cache, tmp_path / "a", "--seeds", "0", "--arms", *arms)
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}
     assert len(stamps) == len(arms)
-    video.run(cache, tmp_path / "a", arms, [0])
+    run("run", cache, tmp_path / "a", "--seeds", "0", "--arms", *arms)
     assert stamps == {p: p.stat().st_mtime_ns for p in (tmp_path / "a").iterdir()}  # taken from the files
-    video.run(cache, tmp_path / "b", ["drsta", "rru alone"], [0])
-    for name in ("drsta", "rru_alone"):
+    run("run", cache, tmp_path / "b", "--seeds", "0", "--arms", "drsta", "rru alone")
+    for name in ("drsta", "rru alone"):
         one, two = (json.loads((tmp_path / d / f"{name}-0.json").read_text()) for d in "ab")
         assert one.pop("seconds") and two.pop("seconds") and one == two
     found = json.loads((tmp_path / "a" / "drsta-0.json").read_text())
     assert {"overlap", "auc_region", "auc_part", "auc_frame"} <= found.keys() and found["pairs"][3] > 0
-    video.run(cache, tmp_path / "a", ["average"], [1])
-    video.tune(cache, tmp_path / "a", ['three={"model": {"maps": 3}, "steps": [2, 2]}'], [0])
-    video.report(cache, tmp_path / "a", tmp_path / "report.json")
+    run("run", cache, tmp_path / "a", "--seeds", "1", "--arms", "average")
+    run("tune", cache, tmp_path / "a", 'three={"model": {"maps": 3}, "steps": [2, 2]}', "--seeds", "0")
+    run("report", cache, tmp_path / "a", "--json", f"{tmp_path}/report.json")
     told = json.loads((tmp_path / "report.json").read_text())
     assert told["summary"]["average"]["seeds"] == [0, 1] and told["summary"]["rru alone"]["seeds"] == [0]
     difference = told["mAP difference in %, bootstrap over identities"]["rru alone - average"]
