@@ -343,8 +343,8 @@ def change(step: dict[str, Any]) -> list[str]:
 
 
 def brief(run: Run) -> Run:
-    """A result without what it holds of every query."""
-    kept = {k: _study.without_folders(v) for k, v in run.items() if k not in ("ap", "first", "pids")}
+    """A result without its settings and what it holds of every query."""
+    kept = {k: v for k, v in run.items() if k not in ("config", "ap", "first", "pids")}
     seen = {k: v for k, v in run["consistency"].items() if k != "pids"}
     for kind in KINDS:
         seen[kind] = {k: v for k, v in seen[kind].items() if k != "queries"}
@@ -401,7 +401,7 @@ def table(options: argparse.Namespace) -> None:
     if options.json:
         settings, before = (json.loads((options.out / f"{n}.json").read_text()) for n in ("settings", "before"))
         content = {"settings": settings, "before": before, "table": lines, "steps": steps}
-        keep(options.json, content | {"runs": [brief(run) for group in runs.values() for run in group]}, indent=1)
+        keep(options.json, content | {"runs": [brief(run) for group in runs.values() for run in group]})
 
 
 @study.command("scores and attention of trained networks", RUNS, NEGATIVES, MOVED, JSON)
@@ -416,7 +416,9 @@ def measure(options: argparse.Namespace) -> None:
         config.protocol, config.loss.siamese = stored["protocol"], stored["loss"]["siamese"]
         data = load(known["name"], known["root"], **known["options"])
         result = measures(trained(folder)[0], data, config, options)
-        measured.append(brief({"run": folder.name, "base": base, "config": stored, **result}))
+        measured.append(
+            {"config": _study.without_folders(stored), **brief({"run": folder.name, "base": base, **result})}
+        )
         print(f"{folder.name:<16} {line(result)}", flush=True)
     if options.json:
         keep(options.json, {"runs": measured})

@@ -78,6 +78,8 @@ CONTROLS = (
     "camera means + k-reciprocal",
     "batch norms of real images",
 )
+QUOTED = {"epoch", "rank1", "mAP", "rank", "share/camera", "across/identity"}  # columns of a curve that a summary keeps
+QUOTED |= {"near/identity", "near/camera", "near/across"}
 LEARNED = [  # branches and patches of a pre-training on labelled images, `--source`
     "--model.patches=learned",
     "--model.branches=new",
@@ -295,7 +297,8 @@ def summary(folder: Path, against: str, leave_out: str | None = None) -> list[di
         row |= {key: [round(100 * run[key], 2) for run in group] for key in ("rank1", "mAP")}
         if "curve" in group[0]:
             row["cpu_seconds"] = [run["cpu_seconds"] for run in group]
-            row["curves"] = [[{k: round(v, 4) for k, v in at.items()} for at in run["curve"]] for run in group]
+            curves = (run["curve"] for run in group)
+            row["curves"] = [[{k: round(v, 4) for k, v in at.items() if k in QUOTED} for at in c] for c in curves]
         if against in runs and arm != against:
             d = compare(*([run["ap"] for run in runs[name]] for name in (against, arm)), runs[against][0]["pids"])
             row |= {"gain": round(100 * d.mean, 2), "low": round(100 * d.low, 2), "high": round(100 * d.high, 2)}

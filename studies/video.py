@@ -631,13 +631,13 @@ def report(options: argparse.Namespace) -> None:
             if key in good[name][0]:
                 ap[name + mark] = {r["seed"]: np.array(r[key], np.float64) for r in good[name]}
     compared = _compared(ap, ids)
-    shown = ("mAP", "rank1", "overlap", "auc_region", "auc_part")
-    tried = {
-        f"{n}, seed {r['seed']}": {k: r[k] for k in shown if k in r}
-        | {"settings": r["settings"], "failed": r.get("failed")}
-        for n, runs in Results(options.out / "tune").read().items()
-        for r in runs
-    }
+    shown, usual = ("mAP", "rank1", "overlap", "auc_region", "auc_part"), json.loads(json.dumps(CHOSEN))
+    tried = {}
+    for name, runs in Results(options.out / "tune").read().items():
+        for r in runs:
+            settings = {k: v for k, v in r["settings"].items() if usual.get(k) != v}
+            scores = {k: r[k] for k in shown if k in r}
+            tried[f"{name}, seed {r['seed']}"] = scores | {"settings": settings, "failed": r.get("failed")}
     for name, said in summary.items():
         print(f"{name:<30}" + "  ".join(f"{k} {v}" for k, v in said.items()))
     for name, d in compared.items():
@@ -654,7 +654,7 @@ def report(options: argparse.Namespace) -> None:
         "DRSTA's settings tried on validation people": tried,
     }
     if options.json:
-        keep(options.json, content, indent=1)
+        keep(options.json, content)
 
 
 @study.command(
