@@ -173,6 +173,7 @@ JSON = argument("--json", type=Path, metavar="FILE", help="keep the summary")
 SEEDS = argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
 SET = argument("--set", nargs="*", type=setting, default=[], metavar="KEY=VALUE", help="settings of all arms")
 KEEP = argument("--keep", action="store_true", help="keep checkpoints and weights of finished runs")
+TRAINING = (OUT, SEEDS, SET, KEEP)
 
 
 def choose(arms: Iterable[str]) -> Any:

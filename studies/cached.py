@@ -327,9 +327,9 @@ def cluster_batches(
     """(maps [P K, C, h, w], clusters) of an epoch, after clustering."""
     c, seed = task.config.data, task.config.seed
     labels = task.relabel()
-    found = int(labels.max(initial=-1)) + 1
+    clusters = int(labels.max(initial=-1)) + 1
     rng = np.random.Generator(np.random.Philox(key=[seed, epoch + 1]))
-    sampler = IdentitySampler(labels, min(c.ids, found), c.images, steps=c.steps or None, seed=seed)
+    sampler = IdentitySampler(labels, min(c.ids, clusters), c.images, steps=c.steps or None, seed=seed)
     sampler.set_epoch(epoch)
     views = cache["real"] if choices.views == "real" else torch.cat([cache["real"], cache["surrogates"]])
     for batch in sampler:

@@ -37,7 +37,7 @@ from reidfast.evaluation import Ranking, rank
 from reidfast.models import CASN, create_model, load_weights
 from reidfast.report import draw_attention
 from studies import _study
-from studies._study import JSON, KEEP, OUT, SEEDS, SET, Results, Run, argument, compare, keep, markdown, spread
+from studies._study import JSON, OUT, Results, Run, argument, compare, keep, markdown, spread
 from studies.casn_attention import (
     KINDS,
     Looked,
@@ -338,8 +338,8 @@ def tables(runs: dict[str, list[Run]], steps: list[dict[str, Any]]) -> list[str]
 
 def change(step: dict[str, Any]) -> list[str]:
     """A row of what one part changes."""
-    told = [f"{d:+.1f} ({low:+.1f} .. {high:+.1f})" for d, low, high in (step[k][:3] for k in MEASURED)]
-    return [f"{step['what']}: {step['arm']} - {step['control']}", *told]
+    changes = [f"{d:+.1f} ({low:+.1f} .. {high:+.1f})" for d, low, high in (step[k][:3] for k in MEASURED)]
+    return [f"{step['what']}: {step['arm']} - {step['control']}", *changes]
 
 
 def brief(run: Run) -> Run:
@@ -360,23 +360,22 @@ def trained(run: Path) -> tuple[CASN, tuple[int, int]]:
     return model.eval(), (card["size"][0], card["size"][1])
 
 
-DATA = argument("--data", default="cuhk03_np_detected", help="a name, or a .json")
-IMAGES = argument("--images", help="of a .json: the folder of its images")
+DATA = (
+    argument("--data", default="cuhk03_np_detected", help="a name, or a .json"),
+    argument("--images", help="of a .json: the folder of its images"),
+)
 RUNS = argument("--runs", nargs="+", type=Path, required=True, help="folders of reidfast train")
-NEGATIVES = argument("--negatives", type=int, default=10, help="pairs of two persons for each query")
-MOVED = argument("--moved", type=int, default=500, help="pictures that are moved down")
+MEASURING = (
+    argument("--negatives", type=int, default=10, help="pairs of two persons for each query"),
+    argument("--moved", type=int, default=500, help="pictures that are moved down"),
+)
 
 
 @study.command(
     "run the arms that have no result yet",
-    OUT,
-    SEEDS,
-    SET,
-    KEEP,
-    DATA,
-    IMAGES,
-    NEGATIVES,
-    MOVED,
+    *_study.TRAINING,
+    *DATA,
+    *MEASURING,
     _study.choose(ARMS),
     argument("--preset", choices=list(PRESETS), default="cpu"),
     argument("--weights", help="of the backbone; none: random"),
@@ -404,7 +403,7 @@ def table(options: argparse.Namespace) -> None:
         keep(options.json, content | {"runs": [brief(run) for group in runs.values() for run in group]})
 
 
-@study.command("scores and attention of trained networks", RUNS, NEGATIVES, MOVED, JSON)
+@study.command("scores and attention of trained networks", RUNS, *MEASURING, JSON)
 def measure(options: argparse.Namespace) -> None:
     """On the test identities of the data that they were trained with."""
     measured = []
@@ -443,8 +442,7 @@ def figure(options: argparse.Namespace) -> None:
 
 @study.command(
     "a split of training identities alone, to choose settings with",
-    DATA,
-    IMAGES,
+    *DATA,
     argument("--ids", type=int, default=100),
     argument("--test-ids", type=int, default=100),
     argument("--json", type=Path, required=True),

@@ -137,7 +137,7 @@ def pair_distances(
     neither classes nor partners play a part. pair: of the elements that the verification marks.
     """
     loss = ConsistencyLoss()
-    found: dict[str, Any] = {}
+    by_attention: dict[str, Any] = {}
     classes = [torch.cat([model.predicted(c.to(device)) for c in side.cells.split(256)]) for side in (query, gallery)]
 
     def identity(cells: Tensor, chosen: Tensor) -> Tensor:
@@ -156,7 +156,7 @@ def pair_distances(
             profiles.append(torch.cat([m[0] for m in made]).cpu())
             constant.append(torch.cat([m[1] for m in made]).cpu())
         d = (profiles[0][pairs.query] - profiles[1][pairs.gallery]).norm(dim=1)
-        found[name] = d.masked_fill(constant[0][pairs.query] | constant[1][pairs.gallery], torch.nan).numpy()
+        by_attention[name] = d.masked_fill(constant[0][pairs.query] | constant[1][pairs.gallery], torch.nan).numpy()
 
     features = [
         torch.cat([model.frozen_features(c.to(device)) for c in side.cells.split(256)]) for side in (query, gallery)
@@ -170,14 +170,14 @@ def pair_distances(
         out = loss(one, two, torch.ones(len(i), dtype=torch.bool, device=device))
         distances.append(torch.where(out.defined, out.distances, torch.nan).cpu())
         shares.append(chosen.share.cpu())
-    found["pair"] = torch.cat(distances).numpy()
+    by_attention["pair"] = torch.cat(distances).numpy()
     agree = classes[0].cpu()[pairs.query] == classes[1].cpu()[pairs.gallery]
     extra = {
         "indicator": float(torch.cat(shares).mean()),
         "same_class_positive": float(agree[pairs.same].float().mean()),
         "same_class_negative": float(agree[~pairs.same].float().mean()),
     }
-    return found, extra
+    return by_attention, extra
 
 
 def by_query(distances: Any, pairs: DrawnPairs) -> dict[str, list[float]]:
@@ -209,9 +209,9 @@ def summary(rows: dict[str, list[float]]) -> dict[str, float]:
 def consistency(model: CASN, data: ReidData, query: Looked, gallery: Looked, negatives: int, device: str) -> Any:
     """Profile distances of test pairs by every attention, and per query, for the bootstrap."""
     pairs = draw_test_pairs(data, negatives, 0)
-    found, result = pair_distances(model, pairs, query, gallery, device)
+    distances, result = pair_distances(model, pairs, query, gallery, device)
     result["pids"] = [int(p) for p in data.query.pids[np.unique(pairs.query)]]
-    for name, d in found.items():
+    for name, d in distances.items():
         rows = by_query(d, pairs)
         result[name] = {**summary(rows), "undefined": float(np.isnan(d).mean()), "queries": rows}
     return result

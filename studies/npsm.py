@@ -153,10 +153,10 @@ def result(got: PersonSearch, pids: Any, shrinkage: Shrinkage | None = None) -> 
     return scores | {"shrinkage": steps}
 
 
-def evaluate(data: SearchData, found: Detections, features: Any = None, **options: Any) -> PersonSearch:
+def evaluate(data: SearchData, boxes: Detections, features: Any = None, **options: Any) -> PersonSearch:
     """CUHK-SYSU's protocol over the set's usual galleries."""
     queries = data.queries.with_features(features)
-    return person_search(queries, found, data.gallery.truth, galleries=data.gallery_lists(), **options)
+    return person_search(queries, boxes, data.gallery.truth, galleries=data.gallery_lists(), **options)
 
 
 def line(run: Run) -> str:

@@ -33,10 +33,8 @@ from reidfast.evaluation import Ranking, rank, rank_reranked, subtract_camera_me
 from reidfast.models import create_model, load_weights, read_card
 from studies._study import (
     JSON,
-    KEEP,
     OUT,
-    SEEDS,
-    SET,
+    TRAINING,
     Clock,
     Results,
     Run,
@@ -335,10 +333,7 @@ def table(options: argparse.Namespace) -> None:
 
 @study.command(
     "run the arms that have no result yet",
-    OUT,
-    SEEDS,
-    SET,
-    KEEP,
+    *TRAINING,
     argument("--weights", required=True, help="OSNet x0.25 trained elsewhere"),
     argument("--arms", nargs="+", default=["controls", "adabn", "pedal", "ipfl", "both"], metavar="ARM"),
     argument("--source", help="run of paul-source over the same OSNet, for the arms called learned"),

@@ -101,7 +101,7 @@ def harm(features: Tensor, sets: Tracklets) -> dict[str, float]:
     """
     unit, records = torch.nn.functional.normalize(features, dim=1), sets.frames
     known, event = records.extra["quality"], records.extra["event"]
-    found: dict[str, list[float]] = {}
+    cosines: dict[str, list[float]] = {}
     for tracklet in sets:
         rows = tracklet.rows
         good = rows[known[rows] > 0.9]
@@ -110,8 +110,8 @@ def harm(features: Tensor, sets: Tracklets) -> dict[str, float]:
             if len(others) >= 2 and (known[row] > 0.9 or known[row] < 0.6):
                 kind = str(event[row]) if known[row] < 0.6 else "none"
                 middle = torch.nn.functional.normalize(unit[others].mean(0), dim=0)
-                found.setdefault(kind, []).append(float(unit[row] @ middle))
-    return {kind: round(float(np.mean(v)), 3) for kind, v in sorted(found.items()) if len(v) >= 10}
+                cosines.setdefault(kind, []).append(float(unit[row] @ middle))
+    return {kind: round(float(np.mean(v)), 3) for kind, v in sorted(cosines.items()) if len(v) >= 10}
 
 
 def mean_aps(model: QAN, scores: Tensor, features: Tensor, sets: Tracklets) -> dict[str, float]:

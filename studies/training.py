@@ -66,8 +66,8 @@ def run(options: argparse.Namespace) -> None:
     given = [f"--model.weights={options.weights}", f"--out={out}", "--resume=true", *options.settings]
     environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
     subprocess.run([sys.executable, "-m", "reidfast", *shared, *given], check=True, env=environment)
-    said = ["reidfast", *shared, f"--model.weights={Path(options.weights).name}", *options.settings]
-    result = report(options.name, said, out)
+    shown = ["reidfast", *shared, f"--model.weights={Path(options.weights).name}", *options.settings]
+    result = report(options.name, shown, out)
     result["environment"]["threads"] = options.threads
     target = options.result or HERE / "results" / f"training-{options.name}.json"
     keep(target, result, indent=1)

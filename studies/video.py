@@ -199,11 +199,11 @@ def _maps(model: nn.Module, images: list[Tensor]) -> NDArray[np.float16]:
 def _plain(model: nn.Module, table: Any, spec: Any, known: bool) -> dict[str, NDArray[Any]]:
     """A table's maps and labels; where `known`, also the clean renders' maps and where in them people are seen."""
     transform = EvalTransform(spec.height, spec.width)
-    found: dict[str, list[Any]] = {"maps": []}
-    found |= {name: [] for name in ("clean", "seen", "person", "part")} if known else {}
+    columns: dict[str, list[Any]] = {"maps": []}
+    columns |= {name: [] for name in ("clean", "seen", "person", "part")} if known else {}
     for start in range(0, len(table), 256):
         rows = range(start, min(start + 256, len(table)))
-        found["maps"].append(_maps(model, [transform(decode(table.absolute(i))) for i in rows]))
+        columns["maps"].append(_maps(model, [transform(decode(table.absolute(i))) for i in rows]))
         if not known:
             continue
         frames = []
@@ -211,26 +211,26 @@ def _plain(model: nn.Module, table: Any, spec: Any, known: bool) -> dict[str, ND
             walk = spec.track(int(table.pids[i]), int(table.camids[i]))
             frame = walk.frame(int(table.extra["frame"][i]))
             frames.append(normalize(torch.from_numpy(frame.clean.copy()).permute(2, 0, 1).float().div_(255)))
-            found["person"].append(cells(frame.clean_parts > 0))
-            found["seen"].append(cells((frame.clean_parts > 0) & (frame.photograph.parts > 0)))
-            found["part"].append(np.stack([cells(frame.clean_parts == 1 + p) for p in range(len(PARTS))]))
-        found["clean"].append(_maps(model, frames))
-    arrays = {name: (np.concatenate if name in ("maps", "clean") else np.stack)(x) for name, x in found.items()}
+            columns["person"].append(cells(frame.clean_parts > 0))
+            columns["seen"].append(cells((frame.clean_parts > 0) & (frame.photograph.parts > 0)))
+            columns["part"].append(np.stack([cells(frame.clean_parts == 1 + p) for p in range(len(PARTS))]))
+        columns["clean"].append(_maps(model, frames))
+    arrays = {name: (np.concatenate if name in ("maps", "clean") else np.stack)(x) for name, x in columns.items()}
     arrays |= {"pids": table.pids, "camids": table.camids, "tracklet": table.extra["tracklet"]}
     return arrays | {"visibility": table.extra["visibility"], "visible": table.extra["visible"]}
 
 
 def strangers(table: Any, rng: np.random.Generator) -> list[tuple[range, int, int]]:
     """For each tracklet the rows of the frames in which somebody stands in the way, whose row it is, and a seed."""
-    found = []
+    drawn = []
     for start in range(0, len(table), HALF):
         long = int(rng.integers(3, 6))
         first, seed = int(rng.integers(0, HALF - long + 1)), int(rng.integers(0, 2**31))
         other = int(rng.integers(0, len(table)))
         while table.pids[other] == table.pids[start]:
             other = int(rng.integers(0, len(table)))
-        found.append((range(start + first, start + first + long), other, seed))
-    return found
+        drawn.append((range(start + first, start + first + long), other, seed))
+    return drawn
 
 
 def _with_strangers(
@@ -402,8 +402,8 @@ def ranked(features: Tensor, tracks: Tracks) -> dict[str, Any]:
     ap, first = np.empty(len(x)), np.empty(len(x), np.int64)
     for half in (0, 1):
         rows, columns = np.flatnonzero(tracks.halves == half), np.flatnonzero(tracks.halves != half)
-        found = rank_distances(distance[np.ix_(rows, columns)], walks[rows], walks[columns])
-        ap[rows], first[rows] = found.ap, found.first_match
+        ranking = rank_distances(distance[np.ix_(rows, columns)], walks[rows], walks[columns])
+        ap[rows], first[rows] = ranking.ap, ranking.first_match
     return {
         "rank1": float((first == 1).mean()),
         "mAP": float(ap.mean()),
@@ -473,12 +473,12 @@ def judge_rru_stim(model: RRUSTIM, tracks: Tracks, seed: int) -> dict[str, Any]:
     def embed(x: Tensor) -> Tensor:
         return torch.cat([model.embed_maps(part) for part in x.split(32)])
 
-    found = ranked(embed(maps), tracks)
+    scores = ranked(embed(maps), tracks)
     rng = np.random.default_rng([seed, 11])
     orders = torch.from_numpy(np.stack([rng.permutation(tracks.length) for _ in range(len(maps))]))
     shuffled = torch.stack([x[order] for x, order in zip(maps, orders, strict=True)])
     other = ranked(embed(shuffled), tracks)
-    found |= {"rank1_shuffled": other["rank1"], "mAP_shuffled": other["mAP"], "ap_shuffled": other["ap"]}
+    scores |= {"rank1_shuffled": other["rank1"], "mAP_shuffled": other["mAP"], "ap_shuffled": other["ap"]}
     if model.rru is not None:
         clean = model.backbone.of(torch.from_numpy(tracks.of("clean")).float())
         person, seen = (torch.from_numpy(tracks.of(name)) for name in ("person", "seen"))
@@ -495,15 +495,18 @@ def judge_rru_stim(model: RRUSTIM, tracks: Tracks, seed: int) -> dict[str, Any]:
             return float((((x - clean).square() * mask).sum() / (clean.square() * mask).sum()).sqrt())
 
         for name, mask in (("hidden cells", hidden & occluded), ("seen cells", free), ("frames", occluded)):
-            found[f"error {name}"] = {
+            scores[f"error {name}"] = {
                 "raw": error(maps, mask),
                 "refined": error(refined, mask),
                 "refined shuffled": error(unshuffled, mask),
             }
         flat = [x.mean((3, 4)) for x in (maps, refined, clean)]
         cosine = [nn.functional.cosine_similarity(x, flat[2], dim=2)[occluded.flatten(1).bool()] for x in flat[:2]]
-        found["cosine to clean, occluded frames"] = {"raw": float(cosine[0].mean()), "refined": float(cosine[1].mean())}
-    return found
+        scores["cosine to clean, occluded frames"] = {
+            "raw": float(cosine[0].mean()),
+            "refined": float(cosine[1].mean()),
+        }
+    return scores
 
 
 def measure(name: str, seed: int, arms: dict[str, Arm], training: Training, test: Tracks) -> Run:
@@ -572,14 +575,14 @@ MEASURES = ("rank1", "mAP", "rank1_shuffled", "mAP_shuffled", "overlap", "weight
 
 def _summary(runs: list[Run]) -> dict[str, Any]:
     """Mean and deviation over the seeds of one arm's results."""
-    said: dict[str, Any] = {"seeds": [r["seed"] for r in runs]}
+    summary: dict[str, Any] = {"seeds": [r["seed"] for r in runs]}
     for key in (*MEASURES, *(k for k in runs[0] if k.startswith("auc") and k != "auc_by_map")):
         values = [r[key] for r in runs if r.get(key)]  # an AUC of 0 stands for no pairs
         if values:
-            said[key] = [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
+            summary[key] = [round(float(np.mean(values)), 4), round(float(np.std(values)), 4)]
     for key in (k for k in runs[0] if k.startswith(("error", "cosine"))):
-        said[key] = {w: round(float(np.mean([r[key][w] for r in runs])), 4) for w in runs[0][key]}
-    return said
+        summary[key] = {w: round(float(np.mean([r[key][w] for r in runs])), 4) for w in runs[0][key]}
+    return summary
 
 
 def pairs_of(ap: dict[str, Any]) -> list[tuple[str, str]]:
@@ -604,7 +607,7 @@ def pairs_of(ap: dict[str, Any]) -> list[tuple[str, str]]:
 
 def _compared(ap: dict[str, dict[int, NDArray[Any]]], ids: NDArray[Any]) -> dict[str, Any]:
     """Paired bootstraps over test identities of the mean AP over the seeds that both arms have."""
-    said: dict[str, Any] = {}
+    compared: dict[str, Any] = {}
     for a, b in pairs_of(ap):
         common = sorted(ap.get(a, {}).keys() & ap.get(b, {}).keys())
         if a == b or not common or (ap[a][common[0]] == ap[b][common[0]]).all():
@@ -613,8 +616,8 @@ def _compared(ap: dict[str, dict[int, NDArray[Any]]], ids: NDArray[Any]) -> dict
         d = compare(first, second, ids)
         each = {s: round(100 * float(gain), 2) for s, gain in zip(common, (second - first).mean(1), strict=True)}
         interval = [round(100 * v, 2) for v in (d.mean, d.low, d.high)]
-        said[f"{b} - {a}"] = {"mean, low, high": interval, "p": round(d.p_value, 4), "each seed": each}
-    return said
+        compared[f"{b} - {a}"] = {"mean, low, high": interval, "p": round(d.p_value, 4), "each seed": each}
+    return compared
 
 
 @study.command("tables, and one file of all results", CACHE, OUT, JSON)
@@ -638,8 +641,8 @@ def report(options: argparse.Namespace) -> None:
             settings = {k: v for k, v in r["settings"].items() if usual.get(k) != v}
             scores = {k: r[k] for k in shown if k in r}
             tried[f"{name}, seed {r['seed']}"] = scores | {"settings": settings, "failed": r.get("failed")}
-    for name, said in summary.items():
-        print(f"{name:<30}" + "  ".join(f"{k} {v}" for k, v in said.items()))
+    for name, values in summary.items():
+        print(f"{name:<30}" + "  ".join(f"{k} {v}" for k, v in values.items()))
     for name, d in compared.items():
         print(f"mAP {name}: {d}")
     content = {

@@ -50,9 +50,9 @@ class Watch:
         parameters = [p for p in task.model.parameters() if p.requires_grad]
         flat = {}
         for name, loss in self._losses.items():
-            found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
+            gradients = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
             weight = getattr(task.config.loss, name)
-            flat[name] = weight * torch.cat([g.flatten() for g in found if g is not None])
+            flat[name] = weight * torch.cat([g.flatten() for g in gradients if g is not None])
         self._first = {f"gradient/{name}": float(g.norm()) for name, g in flat.items()}
         if len(flat) == 2:
             self._first["gradient/cosine"] = float(functional.cosine_similarity(flat["pedal"], flat["ipfl"], dim=0))
@@ -95,13 +95,13 @@ def describe(x: Tensor, pids: NDArray[np.int64], cameras: NDArray[np.int64]) -> 
     """
     same = torch.from_numpy(pids[:, None] == pids)
     beside = torch.from_numpy(cameras[:, None] == cameras)
-    found: dict[str, list[float]] = {}
+    parts = []
     for part in x:
         centred = part - part.mean(0)
         total = float(centred.square().sum())
         covariance = centred.T @ centred
         nearest = _nearest(part)
-        values = {
+        row = {
             "mean cosine": float(part.mean(0).square().sum()),
             "rank": total**2 / float(covariance.square().sum()),
             "share/camera": _between(centred, cameras) / total,
@@ -112,10 +112,9 @@ def describe(x: Tensor, pids: NDArray[np.int64], cameras: NDArray[np.int64]) -> 
             "near/camera": float(beside.gather(1, nearest).float().mean()),
             "across/identity": float((same & ~beside).gather(1, _nearest(part, beside)).float().mean()),
         }
-        for name, value in values.items():
-            found.setdefault(name, []).append(value)
+        parts.append(row)
+    result = {name: float(np.mean([row[name] for row in parts])) for name in parts[0]}
     whole = x.transpose(0, 1).flatten(1)
-    result = {name: float(np.mean(values)) for name, values in found.items()}
     return result | {"train mAP": rank(whole, whole, pids, pids, cameras, cameras).mean_ap}
 
 
