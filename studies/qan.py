@@ -387,7 +387,7 @@ def finished(results: Results, seeds: int) -> Iterator[tuple[tuple[Run, int], Re
     "extract what is missing, make the runs that are missing, sum up",
     JSON,
     argument("--weights", required=True, help="OSNet x0.25 trained on MSMT17"),
-    argument("--cache", type=Path, default=cache_folder() / "experiments" / "qan"),
+    argument("--cache", type=Path, default=cache_folder() / "studies" / "qan"),
     argument("--seeds", type=int, default=3),
     argument("--steps", type=int, default=300, help="of each training"),
     argument("--persons", type=int, default=767, help="training persons that are used"),

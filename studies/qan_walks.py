@@ -144,7 +144,7 @@ def draw(model: QAN, sets: Tracklets, target: Path) -> None:
     JSON,
     argument("--weights", required=True, help="OSNet x0.25 trained on MSMT17"),
     argument("--figure", type=Path, help="a picture of some test walks with their scores"),
-    argument("--cache", type=Path, default=cache_folder() / "experiments" / "qan_walks"),
+    argument("--cache", type=Path, default=cache_folder() / "studies" / "qan_walks"),
     argument("--seeds", type=int, default=3),
     argument("--steps", type=int, default=200),
 )

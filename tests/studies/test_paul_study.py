@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""The experiment over PAUL's arms, on rendered people: resumable file by file, the table, what it refuses."""
+"""The study of PAUL's arms, on rendered people: resumable file by file, the table, what it refuses."""
 
 import json
 import shlex

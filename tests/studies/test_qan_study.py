@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""The experiment on QAN, on made-up maps: its pieces by hand, and that it runs, resumes and repeats itself."""
+"""The study of QAN, on made-up maps: its pieces by hand, and that it runs, resumes and repeats itself."""
 
 from __future__ import annotations
 
