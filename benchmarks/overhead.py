@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.timing import environment
+from benchmarks.harness.timing import environment
 from reidfast import ops
 from reidfast.testing import call_overhead
 

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from benchmarks import timing
-from benchmarks.ops.memory_loss import SCALE
-from benchmarks.ops.memory_loss import paul as sorted_loss
-from benchmarks.ops.pool_patches import six_calls_and_mean
+from benchmarks.entries.memory_loss import SCALE
+from benchmarks.entries.memory_loss import paul as sorted_loss
+from benchmarks.entries.pool_patches import six_calls_and_mean
+from benchmarks.harness import timing
 from reidfast.data import SurrogateTransform, TrainTransform, Views, write_synthetic
 from reidfast.engine.methods.paul import PatchDataConfig, ViewsDataModule
 from reidfast.losses import IPFL, PEDAL

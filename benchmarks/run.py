@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import timing
-from benchmarks.registry import REGISTRY, Bench, load_all
-from benchmarks.timing import OURS
+from benchmarks.harness import timing
+from benchmarks.harness.registry import REGISTRY, Bench, load_all
+from benchmarks.harness.timing import OURS
 
 ROOT = Path(__file__).resolve().parents[1]
 

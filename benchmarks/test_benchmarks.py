@@ -8,7 +8,7 @@ One case per entry, quick shape and provider; the providers of one entry and sha
 import pytest
 import torch
 
-from benchmarks.registry import load_all
+from benchmarks.harness.registry import load_all
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 CASES = [

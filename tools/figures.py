@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""Writes the figures of README.md and docs/ from benchmarks/results/*.json: ``python tools/figures.py`` (``--check``:
-only compare).
+"""Writes the figures of README.md and docs/ from measured results: ``python tools/figures.py``; ``--check`` compares.
 
-Between ``<!-- figures: FILE -->`` and ``<!-- end figures -->`` stands a table made from benchmarks/results/FILE; FILE
-may be a pattern such as training-*.json, whose files make one table. ``<!-- wanted figures: FILE -->``: the rows alone
-for which the project has set itself a target, met or missed.
+Between ``<!-- figures: FILE -->`` and ``<!-- end figures -->`` stands a table made from FILE, which is in
+benchmarks/results or studies/results; FILE may be a pattern such as training-*.json, whose files make one table.
+``<!-- wanted figures: FILE -->``: the rows alone for which the project has set itself a target, met or missed.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = (ROOT / "benchmarks" / "results", ROOT / "studies" / "results")
 BLOCK = re.compile(r"(<!-- (wanted )?figures: (\S+) -->\n)(.*?)(<!-- end figures -->)", re.DOTALL)
 
 
@@ -128,9 +128,9 @@ def training_table(reports: list[dict[str, Any]]) -> str:
 
 def read(name: str, all_rows: bool = True) -> str:
     """The table of a file, or of those that a pattern names."""
-    paths = sorted((ROOT / "benchmarks" / "results").glob(name))
+    paths = sorted(path for folder in RESULTS for path in folder.glob(name))
     if not paths:
-        raise FileNotFoundError(f"figures: no benchmarks/results/{name}")
+        raise FileNotFoundError(f"figures: expected {name} in benchmarks/results or studies/results, got nothing")
     reports = [json.loads(path.read_text()) for path in paths]
     if "training" in reports[0]:
         return training_table(reports)
@@ -152,7 +152,7 @@ def main() -> int:
             if "--check" not in sys.argv[1:]:
                 page.write_text(new)
     if stale and "--check" in sys.argv[1:]:
-        print(f"{', '.join(stale)}: not what benchmarks/results says; run python tools/figures.py", file=sys.stderr)
+        print(f"{', '.join(stale)}: not what the results say; run python tools/figures.py", file=sys.stderr)
         return 1
     return 0
 

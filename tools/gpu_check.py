@@ -291,7 +291,7 @@ def ceilings() -> dict[str, float]:
     """What this GPU can do, measured now: a copy larger than its cache (read + write), and square products."""
     import torch
 
-    from benchmarks.timing import measure
+    from benchmarks.harness.timing import measure
 
     n = 2**30  # 4 GiB each way
     source, goal = torch.empty(n, device="cuda").normal_(), torch.empty(n, device="cuda")
@@ -332,7 +332,7 @@ def graph_seconds(step: Any) -> float | None:
     """
     import torch
 
-    from benchmarks.timing import measure
+    from benchmarks.harness.timing import measure
 
     try:
         torch.cuda.set_sync_debug_mode("error")
@@ -412,12 +412,12 @@ def load_registry() -> dict[str, Any]:
     import pkgutil
 
     sys.path[:0] = [str(ROOT)] if str(ROOT) not in sys.path else []
-    import benchmarks.ops
-    from benchmarks.registry import REGISTRY
+    from benchmarks import entries
+    from benchmarks.harness.registry import REGISTRY
 
-    for module in (*(m.name for m in pkgutil.iter_modules(benchmarks.ops.__path__, "benchmarks.ops.")),
-                   "benchmarks.evaluation", "benchmarks.neighbours"):  # fmt: skip
-        importlib.import_module(module)
+    for module in pkgutil.iter_modules(entries.__path__):
+        if module.name not in ("casn", "loader", "video", "video_methods"):  # training steps, images, video
+            importlib.import_module(f"{entries.__name__}.{module.name}")
     return REGISTRY
 
 
@@ -430,7 +430,7 @@ def measure_entry(
     """
     import torch
 
-    from benchmarks.timing import measure
+    from benchmarks.harness.timing import measure
 
     shape = bench.shapes[shape_name]
     torch.manual_seed(0)
@@ -664,7 +664,7 @@ def main(argv: list[str] | None = None) -> int:
         if stages["build"]["status"] != "ok":
             print(stages["build"]["tail"], flush=True)
     if stages.get("build", {"status": "ok"})["status"] == "ok":
-        from benchmarks.timing import environment
+        from benchmarks.harness.timing import environment
 
         report["environment"] = environment("cuda")
         write_json(options.report, report)

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from casn_networks import Tiny, TinyWithNeck, tiny_batch, tiny_casn
+from _support.casn_networks import Tiny, TinyWithNeck, tiny_batch, tiny_casn
 from torch.nn import functional
 
 from reidfast.losses import AttentionLoss, CASNLoss, ConsistencyLoss, SoftErase

@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from casn_networks import Tiny, TinyOther, TinyWithNeck, lively, tiny_batch, tiny_casn
+from _support.casn_networks import Tiny, TinyOther, TinyWithNeck, lively, tiny_batch, tiny_casn
 from torch import nn
 
 from reidfast.losses import CASNLoss

@@ -4,7 +4,7 @@
 
 import pytest
 import torch
-from casn_networks import lively
+from _support.casn_networks import lively
 from torch import nn
 
 from reidfast.nn import (

@@ -72,7 +72,7 @@ def test_readme_figures_can_be_made_from_a_report(made_up):
 
 @pytest.fixture
 def registry():
-    from benchmarks.registry import load_all
+    from benchmarks.harness.registry import load_all
 
     return load_all()
 
@@ -85,7 +85,7 @@ def test_plan_names_entries_that_run_on_a_gpu(gpu_check, registry):
 @pytest.mark.slow
 def test_the_grid_runs_on_the_cpu(gpu_check, made_up, registry, monkeypatch):
     """Every entry of the plan at its tiny shape, so that the first run on a GPU meets no silly error."""
-    from benchmarks import timing
+    from benchmarks.harness import timing
 
     quick = functools.partial(timing.measure, device="cpu")
     monkeypatch.setattr(timing, "measure", lambda steps, device, **_: quick(steps, rounds=1, round_seconds=0))
@@ -178,7 +178,7 @@ def test_what_the_grid_has_no_time_for_is_named(small_grid):
 @pytest.mark.parametrize("broken", [False, True], ids=["well", "tests fail"])
 def test_the_whole_check(small_grid, gpu_check, made_up, monkeypatch, tmp_path, capsys, broken):
     """From the first stage to the last, every process replaced by a small one."""
-    from benchmarks import timing
+    from benchmarks.harness import timing
 
     words = "[gw0] FAILED tests/a.py::x[1]" if broken else "[gw0] PASSED tests/a.py::x[1]"
     short = lambda name, text, status=0: gpu_check.Job(  # noqa: E731
@@ -214,7 +214,7 @@ def test_a_grid_that_cannot_start_says_why(small_grid):
 
 def test_a_first_call_that_compiles_is_no_measurement(monkeypatch):
     """On CUDA the first call loads, compiles and chooses: it may be longer than the whole budget."""
-    from benchmarks import timing
+    from benchmarks.harness import timing
 
     calls = []
 
@@ -230,7 +230,7 @@ def test_a_first_call_that_compiles_is_no_measurement(monkeypatch):
 
 
 def test_the_commit_can_be_told(monkeypatch, tmp_path):
-    from benchmarks import timing
+    from benchmarks.harness import timing
 
     monkeypatch.setenv("REIDFAST_COMMIT", "abc1234")
     assert timing.environment()["commit"] == "abc1234"
