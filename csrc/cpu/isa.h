@@ -4,11 +4,13 @@
 // Every file of csrc/cpu is compiled three times, into the namespaces isa_default, isa_avx2 and isa_avx512
 // (CMakeLists.txt sets REID_ISA). A kernel is declared for all of them at once and called for the one in force:
 //
-//   csrc/cpu/op.h:     REID_CPU_DECLARE(template <typename T> void op_rows(const T* x, int64_t begin, int64_t end);)
-//   csrc/cpu/op.cpp:   namespace reidfast::cpu::REID_ISA { template <typename T> void op_rows(...) {...} /*
-//   instantiations */ } csrc/torch/op.cpp: REID_CPU_CALL(op_rows<scalar_t>, x, begin, end);
+// clang-format off
+//   csrc/cpu/op.h         REID_CPU_DECLARE(template <typename T> void op_rows(const T* x, int64_t begin, int64_t end);)
+//   csrc/cpu/op.cpp       namespace reidfast::cpu::REID_ISA { template <typename T> void op_rows(...) {...} }
+//   csrc/torch/op.cpp     REID_CPU_CALL(op_rows<scalar_t>, x, begin, end);
+// clang-format on
 //
-// Put no comma between template arguments inside REID_CPU_CALL; name the instantiation with `using` or take one
+// Put no comma between template arguments inside REID_CPU_CALL: name the instantiation with `using`, or take a single
 // parameter.
 #pragma once
 

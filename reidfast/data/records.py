@@ -163,7 +163,9 @@ class ReidData:
 
     Args:
         name: How it was asked for.
-        train, query, gallery: The three tables; those a copy on disk does not have are empty.
+        train: The training images; empty where a copy on disk has none.
+        query: The images searched for; likewise.
+        gallery: The images searched through; likewise.
         distractor: The identity that stands for "nobody in particular" in the gallery (Market-1501: 0), or None.
         notes: What is missing or differs from the published counts, one sentence each. Empty: all as published.
         info: Further facts a reader wants to pass on (parameters of synthetic data, names of classes ...).

@@ -28,7 +28,10 @@ class SyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     Args:
         num_features: C of inputs (B, C, ...).
-        eps, momentum, affine, track_running_stats: As in ``nn.BatchNorm2d``.
+        eps: As in ``nn.BatchNorm2d``.
+        momentum: As in ``nn.BatchNorm2d``.
+        affine: As in ``nn.BatchNorm2d``.
+        track_running_stats: As in ``nn.BatchNorm2d``.
         group: Process group; None: all.
 
     Notes:
