@@ -83,6 +83,10 @@ def test_the_library_uses_the_stable_abi_alone():
     symbols = subprocess.run(["nm", "-DC", str(library)], capture_output=True, text=True, check=True).stdout
     undefined = [line.split(" U ", 1)[1] for line in symbols.splitlines() if " U " in line]
     assert not [name for name in undefined if re.match(r"(at|c10|torch)::", name)]
+    audit = Path(sys.executable).with_name("torch-abi-audit")
+    if audit.is_file():
+        done = subprocess.run([str(audit), "--check", "torch", str(library)], capture_output=True, text=True)
+        assert done.returncode == 0 and "Min torch:   2.11.0" in done.stdout, done.stdout
     versions = {tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_([0-9.]+)", " ".join(undefined))}
     assert max(versions) <= (2, 34)
 
