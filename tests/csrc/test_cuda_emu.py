@@ -6,6 +6,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import cuda_emu
 import pytest
@@ -82,10 +83,11 @@ def asan_environment() -> dict[str, str]:
     options = "detect_leaks=0:abort_on_error=0:halt_on_error=1:exitcode=77"
     return {
         **os.environ,
+        "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib"),  # what loads the emulation without torch
         "LD_PRELOAD": found,
         "ASAN_OPTIONS": options,
         "REID_CUDA_EMU_ASAN": "1",
-        "PYTHONPATH": f"{ROOT}:{ROOT}/tests",
+        "PYTHONPATH": str(ROOT),
     }
 
 

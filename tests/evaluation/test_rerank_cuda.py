@@ -134,7 +134,7 @@ def test_cuda_emu_whole_rerank(monkeypatch, variant):
     x = people(90, 8)
     want, graph = rerank(x[:40], x[40:], k1=8, k2=3, variant=variant).dense(), jaccard_graph(x, k1=8, k2=3)
     steps = ("count_below", "settle", "encode", "jaccard", "final_")
-    kernels = DeviceKernels(*(emulated(f"{'eval' if s == 'count_below' else 'rerank'}_{s}") for s in steps))
+    kernels = DeviceKernels(*(emulated(s if s == "count_below" else f"rerank_{s}") for s in steps))
     served = plan.Plan(TorchTiles(kernels), TorchTiles(kernels))  # as on a CUDA device
     with monkeypatch.context() as patch:
         patch.setattr(plan, "choose", lambda *args, **options: served)

@@ -36,7 +36,7 @@ class Kernels(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, *grads):
-        return kernels.diverse_attention_backward(*grads, *ctx.saved_tensors, ctx.needs_input_grad)
+        return kernels.diverse_attention_backward(*grads, *ctx.saved_tensors, *ctx.needs_input_grad)
 
 
 def make(b, d, k, spatial, dtype=torch.float32, *, last=False, scale=2.0):
@@ -83,8 +83,8 @@ def test_matches_reference(b, d, k, spatial, dtype, last):
 def test_each_gradient_alone(used, needs):
     x, z = make(1, 21, 4, (5, 3))
     grads = [g if i in used else None for i, g in enumerate(upstream(x, z))]
-    got = kernels.diverse_attention_backward(*grads, x, z, needs)
-    plain = kernels.plain_backward(*grads, x, z, needs)
+    got = kernels.diverse_attention_backward(*grads, x, z, *needs)
+    plain = kernels.plain_backward(*grads, x, z, *needs)
     want = run(reference, x.double(), z.double(), grads)[3:]
     for mine, simple, exact, need in zip(got, plain, want, needs, strict=True):
         if not need:
@@ -167,7 +167,7 @@ def test_every_output_is_written_and_twice_the_same():
 def test_backward_checks_what_would_read_out_of_bounds():
     x, z = make(2, 5, 3, (4,))
     with pytest.raises(RuntimeError, match=r"expected grad_pooled \(2, 3, 5\), got \(2, 3, 4\)"):
-        kernels.diverse_attention_backward(torch.ones(2, 3, 4), None, None, x, z, (True, True))
+        kernels.diverse_attention_backward(torch.ones(2, 3, 4), None, None, x, z, True, True)
 
 
 def test_serves_cuda():
@@ -190,9 +190,9 @@ def on_device(name, seen):
 @pytest.mark.filterwarnings("ignore:Warning only once for all operators")
 @pytest.mark.parametrize("needs", [(True, True), (True, False), (False, True)], ids=str)
 def test_autograd_of_the_dispatcher_op_runs_the_kernels(needs):
-    """The C++ autograd above the launchers, which stand in for the CPU kernels meanwhile."""
+    """The gradient above the launchers, which stand in for the CPU kernels meanwhile."""
     seen = []
-    op = torch.ops.reidfast.diverse_attention.default
+    op = reidfast.implementations("diverse_attention")["native"]
     x, z = (t.cpu().requires_grad_(need) for t, need in zip(make(2, 21, 3, (5, 3)), needs, strict=True))
     want = torch.autograd.grad(sum(o.sin().sum() for o in reference(x, z)), [t for t in (x, z) if t.requires_grad])
     with torch.library._scoped_library("reidfast", "IMPL") as library:

@@ -43,18 +43,18 @@ def problem(shape, dtype=torch.float32, seed=0):
 def run_loss(x, bank, k, targets, scale, metric, exclude):
     """Loss and gradients, through the four functions that the dispatcher calls."""
     needs = [True, targets is not None]
-    loss, state, direction = memory.memory_loss_forward(x, bank, k, targets, scale, metric, exclude, needs)
+    loss, state, direction = memory.memory_loss_forward(x, bank, k, targets, scale, metric, exclude, *needs)
     upstream = torch.linspace(-1, 2, loss.numel()).view(loss.shape).to(loss)
     kept = (bank, loss, state) if targets is not None else (None, None, None)
-    return loss, *memory.memory_loss_backward(upstream, x, *kept, direction, targets, scale, metric, exclude, needs)
+    return loss, *memory.memory_loss_backward(upstream, x, *kept, direction, targets, scale, metric, exclude, *needs)
 
 
 def run_match(x, bank, k, scale, metric, exclude):
     needs = [True, True]
-    lse, logits, rows, *saved = memory.memory_match_forward(x, bank, k, scale, metric, exclude, needs)
+    lse, logits, rows, *saved = memory.memory_match_forward(x, bank, k, scale, metric, exclude, *needs)
     up = torch.linspace(-1, 2, lse.numel()).view(lse.shape).to(lse)
     up_k = torch.linspace(2, -1, logits.numel()).view(logits.shape).to(logits)
-    grads = memory.memory_match_backward(up, up_k, x, bank, rows, *saved, scale, metric, exclude, needs)
+    grads = memory.memory_match_backward(up, up_k, x, bank, rows, *saved, scale, metric, exclude, *needs)
     return lse, logits, rows, *grads
 
 
@@ -114,9 +114,7 @@ def test_ties_go_to_the_lowest_row(metric):
     generator = torch.Generator().manual_seed(4)
     bank = torch.randint(-2, 3, (6, 5), generator=generator)[torch.randint(0, 6, (140,), generator=generator)].float()
     x = torch.randint(-2, 3, (5, 5), generator=generator).float()
-    _, logits, rows, *_ = memory.memory_match_forward(
-        x.to(DEVICE), bank.to(DEVICE), 9, 1.0, metric, None, [False, False]
-    )
+    _, logits, rows, *_ = memory.memory_match_forward(x.to(DEVICE), bank.to(DEVICE), 9, 1.0, metric, None, False, False)
     exact = -(x[:, None] - bank).square().sum(-1) if metric == "sqeuclidean" else x @ bank.T
     values, order = exact.sort(dim=1, descending=True, stable=True)
     assert torch.equal(rows.cpu(), order[:, :9]) and torch.equal(logits.cpu(), values[:, :9])
@@ -141,7 +139,7 @@ def test_every_usable_row_among_the_best():
     loss, grad_x, _ = run_loss(x, bank, 40, None, 3.0, "sqeuclidean", None)
     assert not bool(loss.any()) and not bool(grad_x.any())
     exclude = torch.tensor([0, 7, 39], device=DEVICE)
-    lse, logits, rows, *_ = memory.memory_match_forward(x, bank, 40, 3.0, "dot", exclude, [False, False])
+    lse, logits, rows, *_ = memory.memory_match_forward(x, bank, 40, 3.0, "dot", exclude, False, False)
     assert rows[:, 39].tolist() == [-1] * 3 and logits[:, 39].tolist() == [-torch.inf] * 3  # no row is left for it
     torch.testing.assert_close(logits.logsumexp(-1), lse)
 
@@ -169,10 +167,10 @@ def test_nan():
     x, bank, _, _ = problem((0, 4, 70, 5))
     bank[7, 2] = torch.nan
     exclude = torch.tensor([7, 7, -1, 7], device=DEVICE)
-    lse, _, rows, *_ = memory.memory_match_forward(x, bank, 3, 1.0, "dot", exclude, [False, False])
+    lse, _, rows, *_ = memory.memory_match_forward(x, bank, 3, 1.0, "dot", exclude, False, False)
     assert lse.isnan().tolist() == [False, False, True, False] and not bool((rows == 7).any())
     bank[7, 2], x[1, 0] = 0, torch.nan
-    lse = memory.memory_match_forward(x, bank, 3, 1.0, "sqeuclidean", None, [False, False])[0]
+    lse = memory.memory_match_forward(x, bank, 3, 1.0, "sqeuclidean", None, False, False)[0]
     assert lse.isnan().tolist() == [False, True, False, False]
 
 
@@ -190,9 +188,9 @@ def test_strides_and_empties():
 def test_refuses_what_it_has_no_kernel_for():
     x, bank, _, _ = problem((0, 3, 200, 4))
     with pytest.raises(NotImplementedError, match="got float64"):
-        memory.memory_loss_forward(x.double(), bank.double(), 1, None, 1.0, "dot", None, [False, False])
+        memory.memory_loss_forward(x.double(), bank.double(), 1, None, 1.0, "dot", None, False, False)
     with pytest.raises(NotImplementedError, match="k of at most 128 on CUDA, got k=129"):
-        memory.memory_match_forward(x, bank, 129, 1.0, "dot", None, [False, False])
+        memory.memory_match_forward(x, bank, 129, 1.0, "dot", None, False, False)
 
 
 @pytest.mark.filterwarnings("ignore:.*Overriding a previously registered kernel:UserWarning")
@@ -212,7 +210,7 @@ def test_through_the_dispatcher_and_autograd():
         for op, args in (("loss", (3, None)), ("loss", (None, targets)), ("match", (3,))):
             args = (*args, 5.0, "dot", exclude)
             reference = loss_reference if op == "loss" else match_reference
-            got = eager(getattr(torch.ops.reidfast, f"memory_{op}").default, x, bank, *args, double=False)
+            got = eager(reidfast.implementations(f"memory_{op}")["native"], x, bank, *args, double=False)
             assert (got[-1] is None) == (op == "loss" and args[0] == 3)
             want = eager(reference, x, bank, *args, double=True)
             assert_no_worse(got, want, eager(reference, x, bank, *args, double=False), ulps=16)
