@@ -5,6 +5,9 @@
 #   make test        set up, then every test (test-all: the slow ones too)
 #   make bench       set up, then the benchmark grid of this machine
 #   make lint        ruff, clang-format, mypy
+#   make wheel       wheels for this Python and those of PYTHONS="python3.10 python3.13" (CUDA where nvcc is)
+#   make wheel-test  install them without a compiler in TORCHES="python3.10:2.11.0 python3.13:2.15.0" and run the op tests
+#   make docs        the documentation as pages in build/site
 #   make gpu-check   on a machine with an NVIDIA GPU: build with CUDA, test, measure, write a report
 #
 # TORCH_SPEC="torch==2.11.0" chooses another torch; PIP_INDEX_URL another index (a CPU build, say). A torch that PYTHON already has is
@@ -19,9 +22,9 @@ export REIDFAST_CUDA
 export PATH := $(BIN):/usr/local/cuda/bin:$(PATH)
 
 CPP := $(shell find csrc tests/csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh' 2>/dev/null)
-NATIVE := setup.py CMakeLists.txt pyproject.toml $(wildcard cmake/*.cmake) $(shell find csrc -type f 2>/dev/null)
+NATIVE := setup.py CMakeLists.txt $(wildcard cmake/*.cmake) $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test test-all bench lint format gpu-check setup clean
+.PHONY: demo test test-all bench lint format gpu-check wheel wheel-test docs setup clean
 setup: $(VENV)/.built
 
 demo: setup
@@ -40,12 +43,26 @@ bench: setup
 gpu-check:
 	$(PYTHON) tools/gpu_check.py
 
+PYTHONS ?=
+TORCHES ?= $(BIN)/python
+wheel: $(VENV)/.packages
+	$(BIN)/python tools/wheels.py build --pythons $(PYTHONS)
+
+wheel-test: $(VENV)/.packages
+	$(BIN)/python tools/wheels.py test --environments $(TORCHES)
+
+docs: $(VENV)/.packages
+	$(BIN)/python tools/requirements.py docs > $(VENV)/requirements-docs.txt
+	$(BIN)/python -m pip install --quiet -r $(VENV)/requirements-docs.txt
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 lint: $(VENV)/.packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/mypy
 	$(BIN)/python tools/figures.py --check
+	$(BIN)/python tools/wordlist.py
 
 format: $(VENV)/.packages
 	$(BIN)/ruff check --fix .
@@ -69,4 +86,4 @@ $(VENV)/.built: $(VENV)/.packages $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info reidfast/_C*.so reidfast/_build_info.json
+	rm -rf build dist *.egg-info reidfast/_C*.so reidfast/libreidfast*.so reidfast/_build_info.json

@@ -58,8 +58,8 @@ __global__ void __launch_bounds__(kThreads)
           below += x[j] < t;
           up_to += x[j] <= t;
         }
-        below = __reduce_add_sync(kAllLanes, below);
-        const int all = __reduce_add_sync(kAllLanes, up_to);
+        below = warp_count(below);
+        const int all = warp_count(up_to);
         if (all == 0) break;
         count += lane == p ? below : 0;
         if (below == all) continue;

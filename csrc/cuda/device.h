@@ -73,6 +73,15 @@ __device__ __forceinline__ A warp_sum(A x) {
   return x;
 }
 
+// The sum over a warp of integers, in every lane: one instruction from compute capability 8.0 on.
+__device__ __forceinline__ int warp_count(int x) {
+#if defined(REID_CUDA_EMU) || __CUDA_ARCH__ >= 800
+  return __reduce_add_sync(kAllLanes, x);
+#else
+  return warp_sum(x);
+#endif
+}
+
 template <typename A>
 __device__ __forceinline__ A warp_max(A x) {
 #pragma unroll

@@ -210,7 +210,7 @@ __global__ void __launch_bounds__(kThreads)
     const int size = half_sizes[j];
     int shared_items = 0;
     for (int b = lane; b < size; b += 32) shared_items += contains(all, own, other[b]);
-    shared_items = __reduce_add_sync(kAllLanes, shared_items);
+    shared_items = warp_count(shared_items);
     if (!rerank_joins(shared_items, size)) continue;
     for (int b = lane; b < size; b += 32) all[n + b] = other[b];
     n += size;

@@ -43,7 +43,8 @@ def test_info(reidfast):
     assert facts["build"]["cuda"] or facts["build"]["cuda_reason"]
     assert facts["backends"]["set_pool"]["cpu"]["serves"] in ("native", "reference")
     text = reidfast("info").out
-    assert "set_pool" in text and facts["cpu"]["capability"] in text
+    assert len(text.splitlines()) == 10 and facts["cpu"]["isa"] in text and f"verdict   {facts['verdict']}" in text
+    assert "set_pool" in reidfast("info", "--ops").out
     assert "osnet_x0_25" in reidfast("info", "--models").out.split()
 
 

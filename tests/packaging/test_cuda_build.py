@@ -4,16 +4,21 @@
 beside the CPU build of torch."""
 
 import importlib.util
+import json
 import os
+import re
 import runpy
 import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import setuptools
+
+from reidfast.cli.info import covers
 
 ROOT = Path(__file__).resolve().parents[2]
 NVCC = shutil.which("nvcc") or ("/usr/local/cuda/bin/nvcc" if Path("/usr/local/cuda/bin/nvcc").is_file() else None)
@@ -44,35 +49,46 @@ def test_every_kernel_compiles_for_three_architectures_without_spills():
 
 
 @needs_nvcc
-def test_extension_with_cuda_builds_links_and_imports(tmp_path):
-    folder = ROOT / "build" / f"cuda-test-{sys.implementation.cache_tag}"  # kept: the second run is quick
-    done = build(folder, REIDFAST_CUDA="1", REIDFAST_BUILD_DIR=str(folder / "cmake"), TORCH_CUDA_ARCH_LIST="9.0")
+def test_cuda_library_builds_links_and_loads(tmp_path):
+    """For 7.5, the oldest architecture; the test above compiles the newer ones."""
+    folder = ROOT / "build" / "cuda-test"  # kept: the second run is quick
+    shared = {"REIDFAST_LIBRARIES": ""} | {"REIDFAST_BUILD_DIR": str(folder / "cmake")}
+    done = build(folder, REIDFAST_CUDA="1", TORCH_CUDA_ARCH_LIST="7.5", REIDFAST_TARGET="reidfast_cuda", **shared)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    (module,) = (folder / "reidfast").glob("_C*.so")
+    library = folder / "cmake" / "cuda" / "libreidfast_cuda.so"
 
-    needed = subprocess.run(["readelf", "-d", str(module)], capture_output=True, text=True).stdout
+    needed = subprocess.run(["readelf", "-d", str(library)], capture_output=True, text=True).stdout
     assert "libcudart" not in needed and "libtorch_cuda" not in needed and "libcuda.so" not in needed
+    assert "libtorch_cpu.so" in needed and "RUNPATH" not in needed
 
     source = f"""
-import importlib.util, torch
-spec = importlib.util.spec_from_file_location("_C", {str(module)!r})
-built = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(built)
-info = built.build_info()
-assert info["cuda"] and info["cuda_architectures"] == "90-real", info
-for op in ("reidfast::set_pool", "reidfast::set_pool_backward"):
+import torch, reidfast
+torch.ops.load_library({str(library)!r})
+assert torch.ops.reidfast_runtime.cuda_architectures() == "75-real"
+for op in ("reidfast::set_pool", "reidfast::set_pool_backward", "reidfast_eval::rerank_jaccard"):
     assert torch._C._dispatch_has_kernel_for_dispatch_key(op, "CUDA"), op
 print(torch.ops.reidfast.set_pool(torch.ones(4, 3), torch.ones(4), torch.tensor([0, 4]), "linear").tolist())
 """
-    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=tmp_path)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[[1.0, 1.0, 1.0]]"
 
-    triton = importlib.util.find_spec("triton")
-    cuobjdump = next(Path(triton.origin).parent.rglob("cuobjdump"), None) if triton else None
-    if cuobjdump:
-        listing = subprocess.run([str(cuobjdump), "--list-elf", str(module)], capture_output=True, text=True).stdout
-        assert "sm_90" in listing and "sm_80" not in listing
+
+def test_the_library_uses_the_stable_abi_alone():
+    """No C++ symbol of torch, and no newer C library than manylinux_2_34 has."""
+    library = ROOT / "reidfast" / "libreidfast.so"
+    if not library.is_file():
+        pytest.skip("the native library is not built in this checkout")
+    symbols = subprocess.run(["nm", "-DC", str(library)], capture_output=True, text=True, check=True).stdout
+    undefined = [line.split(" U ", 1)[1] for line in symbols.splitlines() if " U " in line]
+    assert not [name for name in undefined if re.match(r"(at|c10|torch)::", name)]
+    audit = Path(sys.executable).with_name("torch-abi-audit")
+    if audit.is_file():
+        done = subprocess.run([str(audit), "--check", "torch", str(library)], capture_output=True, text=True)
+        assert done.returncode == 0 and "Min torch:   2.11.0" in done.stdout, done.stdout
+    versions = {tuple(map(int, v.split("."))) for v in re.findall(r"GLIBC_([0-9.]+)", " ".join(undefined))}
+    assert max(versions) <= (2, 34)
 
 
 @pytest.fixture
@@ -110,25 +126,92 @@ def test_the_decision_gives_its_reason(setup_py, monkeypatch, wish, torch, nvcc,
 def test_wishes_that_cannot_be_met(setup_py, monkeypatch):
     with_nvcc(setup_py, None)
     monkeypatch.setenv("REIDFAST_CUDA", "1")
-    with pytest.raises(SystemExit, match="REIDFAST_CUDA=1 but no nvcc was found"):
+    with pytest.raises(setup_py["BuildError"], match="REIDFAST_CUDA=1 but no nvcc was found"):
         setup_py["decide_cuda"](CUDA)
     monkeypatch.setenv("REIDFAST_CUDA", "yes")
-    with pytest.raises(SystemExit, match="auto, 0 or 1, got 'yes'"):
+    with pytest.raises(setup_py["BuildError"], match="auto, 0 or 1, got 'yes'"):
         setup_py["decide_cuda"](CUDA)
 
 
 @pytest.mark.parametrize(
     "spelled,cmake",
-    [(None, "90"), ("8.0;9.0a+PTX", "80-real;90a"), ("8.0 10.0", "80-real;100-real"), ("12.0+PTX", "120")],
+    [
+        ("8.0;9.0a+PTX", "80-real;90a"),
+        ("8.0 10.0", "80-real;100-real"),
+        ("12.0+PTX", "120"),
+        ("Ampere;Hopper", "80-real;86;90"),
+    ],
 )
 def test_architectures(setup_py, monkeypatch, spelled, cmake):
-    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
-    if spelled:
-        monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", spelled)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", spelled)
     assert setup_py["cuda_architectures"]() == cmake
-    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "Hopper")
-    with pytest.raises(SystemExit, match="'Hopper'"):
+
+
+def test_default_architectures_are_those_of_this_machine_or_all_common_ones(setup_py, monkeypatch):
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    functions = setup_py["cuda_architectures"].__globals__
+    functions["local_architectures"] = lambda: "8.6"
+    assert setup_py["cuda_architectures"]() == "86-real"
+    functions["local_architectures"] = lambda: ""
+    assert setup_py["cuda_architectures"]() == "75-real;80-real;86-real;89-real;90-real;100-real;120"
+
+
+@pytest.mark.parametrize("spelled,words", [("Volta", "'Volta'"), ("6.1", "from 7.5 on, got 6.1")])
+def test_architectures_that_are_not_known(setup_py, monkeypatch, spelled, words):
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", spelled)
+    with pytest.raises(setup_py["BuildError"], match=words):
         setup_py["cuda_architectures"]()
+
+
+@pytest.mark.parametrize(
+    "built,capability,covered",
+    [
+        ("80-real 90", (8, 6), True),
+        ("80-real 90", (9, 0), True),
+        ("80-real 90", (12, 0), True),
+        ("80-real 90-real", (12, 0), False),
+        ("90a-real", (9, 0), True),
+        ("90a", (10, 0), False),
+        ("80-real", (7, 5), False),
+    ],
+)
+def test_info_says_whether_a_build_covers_a_device(built, capability, covered):
+    assert covers(built, *capability) is covered
+
+
+def test_a_cuda_part_that_fails_leaves_the_cpu_part(setup_py, monkeypatch, tmp_path, capsys):
+    """In auto; with REIDFAST_CUDA=1 it is an error."""
+    (tmp_path / "libreidfast.so").write_bytes(b"library")
+    (tmp_path / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}").write_bytes(b"module")
+
+    class Build(setup_py["CMakeBuild"]):
+        def __init__(self):
+            self.verbose = False
+
+        def cmake(self, torch, with_cuda, goals):
+            if with_cuda:
+                raise setup_py["BuildError"]("nvcc failed: error: no such architecture")
+            return tmp_path
+
+    functions = setup_py["CMakeBuild"].build_into.__globals__
+    functions["decide_cuda"] = lambda torch: (True, "torch has CUDA 13.0, nvcc 13.0")
+    target = tmp_path / "reidfast"
+    target.mkdir()
+    monkeypatch.setenv("REIDFAST_CUDA", "auto")
+    Build().build_into(target)
+    info = json.loads((target / "_build_info.json").read_text())
+    assert info["native"] and not info["cuda"] and "no such architecture" in info["cuda_reason"]
+    assert (target / "libreidfast.so").is_file() and "The CPU part is installed" in capsys.readouterr().err
+    monkeypatch.setenv("REIDFAST_CUDA", "1")
+    with pytest.raises(setup_py["BuildError"], match="no such architecture"):
+        Build().build_into(target)
+
+
+def test_without_a_compiler_the_build_ends_with_its_cause(tmp_path):
+    done = build(tmp_path, PATH=str(tmp_path), REIDFAST_BUILD_DIR=str(tmp_path / "build"))
+    assert done.returncode != 0
+    assert "reidfast: the native part could not be built: cmake was not found" in done.stderr
+    assert "REIDFAST_NATIVE=0 installs reidfast without it" in done.stderr
 
 
 PTXAS = """ptxas info    : Compiling entry function '_Z4goodv' for 'sm_80'
