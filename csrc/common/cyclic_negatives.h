@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // Copyright (c) 2026 the reidfast authors
 //
-// Orders of METHODS' cyclic ranking: by (distance, index), a NaN distance counting as infinity.
+// Orders of PAUL's cyclic ranking: by (distance, index), a NaN distance counting as infinity.
 #pragma once
 
 #include <cstdint>

@@ -4,7 +4,7 @@
 
 namespace reidfast {
 
-// Numbered as in reidfast/evaluation/_inputs.py.
+// Numbered as in METRICS in reidfast/evaluation/_core/options.py.
 enum class Metric : int { kCosine = 0, kEuclidean = 1, kSquaredEuclidean = 2, kDot = 3 };
 
 }  // namespace reidfast

@@ -2,7 +2,7 @@
 // Copyright (c) 2026 the reidfast authors
 //
 // k-reciprocal re-ranking (Zhong et al., CVPR 2017): the formulas, and the options that its published codes differ in
-// (reidfast/evaluation/_rerank_variants.py).
+// (reidfast/evaluation/_core/rerank_variants.py).
 #pragma once
 
 #include <cmath>

@@ -38,8 +38,8 @@ def memory_loss(
 
     Args:
         x: Queries, (M, B, d), or (B, d) for a single bank. float32, float64, float16 or bfloat16.
-        bank: Rows, (M, N, d) or (N, d), on x's device, of x's dtype; half and float32 may be mixed. Rows whose d values
-            are adjacent are not copied, whatever their stride.
+        bank: Rows, (M, N, d) or (N, d), on x's device, of any of these dtypes; float64 beside another one makes both
+            float64. Rows whose d values are adjacent are not copied, whatever their stride.
         k: How many best rows, from 1 to the usable rows. Exactly one of k and targets is given.
         targets: (B,) int64, for all M alike: the row that each query should match.
         scale: Multiplier of the logits, any finite number.

@@ -47,9 +47,10 @@ def memory_match(
 
     Args:
         x: Queries, (M, B, d), or (B, d) for a single bank. float32, float64, float16 or bfloat16.
-        bank: Rows, (M, N, d) or (N, d), on x's device, of x's dtype; half and float32 may be mixed. Rows whose d values
-            are adjacent are not copied, whatever their stride. On the CPU also a ``numpy.memmap`` or a tensor of
-            ``torch.from_file``: it is read tile by tile, so it may be larger than memory.
+        bank: Rows, (M, N, d) or (N, d), on x's device, of any of these dtypes; float64 beside another one makes both
+            float64. Rows whose d values are adjacent are not copied, whatever their stride. On the CPU also a
+            ``numpy.memmap`` or a tensor of ``torch.from_file``: it is read tile by tile, so it may be larger than
+            memory.
         k: How many best rows, from 1 to the usable rows.
         scale: Multiplier of the logits, any finite number. No value overflows: exponents are taken relative to the
             running maximum.

@@ -28,13 +28,13 @@ def memory_update_(bank: Tensor, indices: Tensor, values: Tensor, *, momentum: f
     Args:
         bank: (M, N, d) or (N, d), float32, float64, float16 or bfloat16, rows of adjacent values; changed in place.
         indices: (B,) int64 on bank's device, for all M alike; -1: skip.
-        values: (M, B, d) or (B, d) on bank's device, of bank's dtype; half and float32 may be mixed. Read as constants.
+        values: (M, B, d) or (B, d) on bank's device, of any of those dtypes. Read as constants.
         momentum: Weight of the old value, 0 to 1.
         normalize: Whether a row is divided by its norm after each write; a zero row stays zero.
 
     Raises:
         ValueError: Shapes, devices or momentum do not fit; on the CPU also indices outside the bank.
-        TypeError: Not floating point, float64 mixed with another dtype, indices not int64.
+        TypeError: Not floating point, indices not int64.
         RuntimeError: bank requires gradients and gradients are being recorded (call it under ``torch.no_grad()``).
 
     Notes:

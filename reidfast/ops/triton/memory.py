@@ -3,8 +3,9 @@
 """memory_match and memory_loss on CUDA: split-N flash attention with keys = values (docs/ops/memory_loss.md).
 
 The functions at the end are the CUDA implementations of ``reidfast::memory_{match,loss}_{forward,backward}``; their
-contracts are those of csrc/torch/memory.cpp. ``select_kernel`` reads the bank once: a program owns a block of queries
-and a piece of a part's rows. ``finish_kernel`` merges the pieces in order, so results do not vary from run to run.
+contracts are those of csrc/torch/memory_{match,loss}.cpp. ``select_kernel`` reads the bank once: a program owns a block
+of queries and a piece of a part's rows. ``finish_kernel`` merges the pieces in order, so results do not vary from run
+to run.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 `pack` makes padded rows that products read without masks. One routine, `products`, sums TILE x TILE products in chunks
 of CHUNK columns in a fixed order; every kernel here goes through it, so that a threshold, a counted distance, a found
 neighbour and a re-checked pair are the same number. In float32 ("ieee") it is a chain of fused multiply-adds per pair,
-whatever the tile. Precisions are a matter of packing (reidfast/evaluation/_certified.py says what for):
+whatever the tile. Precisions are a matter of packing (reidfast/evaluation/_backends/certified.py says what for):
 
     float32     one plane, float32 operands, IEEE products
     tf32x3      two planes x = big + small of TensorFloat-32 numbers; big big + big small + small big
