@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from typing import Any
 
@@ -61,7 +60,7 @@ def check_logits(op: str, k: Any, rows: int, scale: Any, metric: Any) -> None:
             raise ValueError(f"{op}: expected k from 1 to the usable rows of the bank (N={rows}), got k={k}")
     if not isinstance(scale, (int, float, torch.SymFloat, torch.SymInt)):
         raise TypeError(f"{op}: expected scale to be a number, got {found(scale)}; pass float(scale)")
-    if isinstance(scale, (int, float)) and not math.isfinite(scale):
+    if isinstance(scale, (int, float)) and scale - scale != 0:  # math.isfinite takes no scale that torch.compile traces
         raise ValueError(f"{op}: expected a finite scale, got {scale}")
     if metric not in METRICS:
         check_choice(op, "metric", metric, METRICS)

@@ -35,8 +35,8 @@ def main() -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     for name, make in CASES.items():
         for dtype in (torch.float32, torch.bfloat16):
-            for odd in (False, True):
-                results = forward_backward(*make(Case(dtype, device, odd=odd)))
+            for sizes in ("even", "odd"):
+                results = forward_backward(*make(Case(dtype, device, sizes)))
                 assert results, name
         print(f"ran: {name}", flush=True)
     evaluation(device)

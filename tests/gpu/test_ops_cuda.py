@@ -23,17 +23,17 @@ from reidfast.testing import FLOATS, assert_no_worse, nan_poison, shape_id  # no
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-@pytest.mark.parametrize("odd", [False, True], ids=["even", "odd"])
+@pytest.mark.parametrize("sizes", ["even", "odd"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=shape_id)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", CASES)
-def test_matches_the_float64_reference(name, device, dtype, odd):
-    call, inputs = CASES[name](Case(dtype, device, odd=odd))
+def test_matches_the_float64_reference(name, device, dtype, sizes):
+    call, inputs = CASES[name](Case(dtype, device, sizes))
     got = forward_backward(call, inputs)
     with reidfast.use_backend("reference"):
-        exact_call, exact_inputs = CASES[name](Case(torch.float64, "cpu", odd=odd))
+        exact_call, exact_inputs = CASES[name](Case(torch.float64, "cpu", sizes))
         exact = forward_backward(exact_call, exact_inputs)
-        eager_call, eager_inputs = CASES[name](Case(dtype, "cpu", odd=odd))
+        eager_call, eager_inputs = CASES[name](Case(dtype, "cpu", sizes))
         eager = forward_backward(eager_call, eager_inputs)
     assert_no_worse(got, exact, eager, factor=3, ulps=8)
 

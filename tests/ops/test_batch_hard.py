@@ -1,42 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""batch_hard against its float64 reference and a plain double loop: ties, near duplicates, missing pairs, autograd."""
+"""batch_hard against its float64 reference and a plain double loop: ties, near duplicates, missing pairs."""
 
 import math
 
 import pytest
 import torch
-from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_implementations import every_implementation
 
-import reidfast
 from reidfast import implementations
 from reidfast.ops import batch_hard
 from reidfast.ops.reference.batch_hard import batch_hard as reference
-from reidfast.testing import (
-    FLOATS,
-    assert_no_worse,
-    devices,
-    isa,
-    make_embeddings,
-    nan_poison,
-    peak_memory,
-    shape_id,
-    threads,
-)
+from reidfast.testing import FLOATS, assert_no_worse, make_embeddings, peak_memory, shape_id
 
 SHAPES = [(4, 1), (8, 3), (63, 130), (64, 512), (96, 2048), (300, 40)]  # one, odd, past a chunk, real, several tiles
-OP = reidfast.implementations("batch_hard")["native"]
-
-
-@pytest.fixture(
-    params=[*((d, n) for d in devices() for n in implementations("batch_hard", d)), ("cpu", "cuda_emu")], ids=shape_id
-)
-def impl(request):
-    device, name = request.param
-    function = emulated("batch_hard") if name == "cuda_emu" else implementations("batch_hard", device)[name]
-    return lambda x, y: function(x.to(device), y.to(device))
+impl = every_implementation("batch_hard")
 
 
 def double_loop(x, labels):
@@ -139,6 +119,17 @@ def test_empty_and_single(impl):
     assert d_ap.tolist() == [0.0] * 4 and i_an.tolist() == [2, 2, 0, 0]
 
 
+@pytest.mark.parametrize("indices", ["i_ap", "i_an"])
+@pytest.mark.parametrize("value", [10**12, -(10**12), 12])
+def test_indices_overwritten_before_backward_are_refused(indices, value):
+    """numpy writes past the version counter; the gradient still never reads outside the batch."""
+    x, labels = make_embeddings(12, 4, seed=1)
+    hard = batch_hard(x.requires_grad_(), labels)
+    getattr(hard, indices).numpy()[...] = value
+    with pytest.raises(IndexError, match="batch_hard"):
+        (hard.d_ap.sum() + hard.d_an.sum()).backward()
+
+
 def test_gradient_at_distance_zero_is_finite(impl):
     x = torch.ones(6, 4, requires_grad=True)
     out = impl(x, torch.arange(6) // 2)
@@ -174,74 +165,6 @@ def test_large_labels_do_not_collide():
     x = torch.randn(70, 30)
     labels = torch.arange(70) // 2
     assert torch.equal(batch_hard(x, labels * 2**32 - 2**62).i_an, batch_hard(x, labels).i_an)
-
-
-@pytest.mark.parametrize("rows", [12, 70])
-def test_gradcheck(rows):
-    x, labels = make_embeddings(rows, 9, torch.float64, seed=4, normalized=False)
-    chosen = torch.randperm(rows)[:12]
-    fixed = x.clone()
-
-    def function(part):
-        return batch_hard(fixed.index_put((chosen,), part), labels)[:2]
-
-    assert torch.autograd.gradcheck(function, x[chosen].clone().requires_grad_())
-
-
-@pytest.mark.parametrize("needs_grad", [False, True])
-def test_opcheck(needs_grad):
-    for rows, dim in ((5, 4), (70, 33)):
-        x, labels = make_embeddings(rows, dim, seed=5)
-        torch.library.opcheck(torch.ops.reidfast.batch_hard.default, (x.requires_grad_(needs_grad), labels))
-        torch.library.opcheck(
-            torch.ops.reidfast.batch_hard.default, (x.detach().t().contiguous().t().requires_grad_(needs_grad), labels)
-        )
-    torch.library.opcheck(
-        torch.ops.reidfast.batch_hard.default, (x.detach().bfloat16().requires_grad_(needs_grad), labels)
-    )
-
-
-def test_no_double_backward():
-    x, labels = make_embeddings(8, 4, torch.float64)
-    x.requires_grad_()
-    (grad,) = torch.autograd.grad(batch_hard(x, labels).d_ap.sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="batch_hard: double backward is not implemented"):
-        grad.sum().backward()
-
-
-def test_compiles_without_breaks():
-    compiled = torch.compile(lambda x, y: batch_hard(x, y), fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows, dim in ((12, 8), (40, 33)):
-        x, labels = make_embeddings(rows, dim, seed=rows)
-        grads = torch.randn(2, rows)
-        torch.testing.assert_close(run(compiled, x, labels, *grads), run(batch_hard, x, labels, *grads))
-
-
-def test_every_output_is_written():
-    for rows in (6, 90):
-        x, labels = make_embeddings(rows, 35)
-        with nan_poison():
-            out = run(OP, x, labels, torch.ones(rows), torch.ones(rows))
-        assert all(not t.isnan().any() for t in (out[0], out[1], out[4]))
-        assert out[2].max() < rows and out[3].max() < rows
-
-
-def test_threads_and_instruction_sets():
-    x, labels = make_embeddings(150, 257, seed=6)
-    grads = torch.randn(2, 150)
-    results = []
-    for count in (1, 2, 3):
-        with threads(count):
-            results.append(run(OP, x, labels, *grads))
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
-    for name in ("default", "avx2", "avx512"):
-        try:
-            with isa(name):
-                got = run(OP, x, labels, *grads)
-        except ValueError:
-            continue
-        assert_no_worse(got, run(reference, x.double(), labels, *grads), run(reference, x, labels, *grads))
 
 
 def test_memory_does_not_grow_with_the_square():

@@ -6,26 +6,15 @@ import math
 
 import pytest
 import torch
-from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_implementations import every_implementation
 
-import reidfast
 from reidfast import implementations
 from reidfast.ops import cyclic_negatives
-from reidfast.testing import FLOATS, devices, isa, nan_poison, peak_memory, shape_id, threads
+from reidfast.testing import FLOATS, peak_memory
 
-OP = reidfast.implementations("cyclic_negatives")["native"]
-
-
-@pytest.fixture(
-    params=[*((d, n) for d in devices() for n in implementations("cyclic_negatives", d)), ("cpu", "cuda_emu")],
-    ids=shape_id,
-)
-def impl(request):
-    device, name = request.param
-    function = emulated("cyclic_negatives") if name == "cuda_emu" else implementations("cyclic_negatives", device)[name]
-    return lambda f, c, u, r, k: function(f.to(device), c.to(device), u.to(device), r, k).cpu()
+impl = every_implementation("cyclic_negatives")
 
 
 def loop(anchors, centres, own, r, candidates):
@@ -117,40 +106,6 @@ def test_strides(impl):
     want = loop(base[::2, :30], base[:10, 30:60], own, 2, 5)
     assert impl(base[::2, :30], base[:10, 30:60], own, 2, 5).tolist() == want
     assert impl(base[::2, :30].t().contiguous().t(), base[:10, 30:60], own, 2, 5).tolist() == want
-
-
-def test_opcheck_and_no_gradient():
-    f, c = torch.randn(6, 5, requires_grad=True), torch.randn(4, 5, requires_grad=True)
-    own = torch.arange(6) % 4
-    assert not cyclic_negatives(f, c, own, r=1).requires_grad
-    torch.library.opcheck(torch.ops.reidfast.cyclic_negatives.default, (f, c, own, 1, 15))
-    torch.library.opcheck(
-        torch.ops.reidfast.cyclic_negatives.default, (f.detach().half(), c.detach().half(), own, 1, 15)
-    )
-
-
-def test_compiles_without_breaks():
-    compiled = torch.compile(
-        lambda f, c, u: cyclic_negatives(f, c, u, r=2), fullgraph=True, dynamic=True, backend="aot_eager"
-    )
-    for num, dim in ((6, 5), (11, 9)):
-        f, c, own = torch.randn(2 * num, dim), torch.randn(num, dim), torch.arange(2 * num) % num
-        assert torch.equal(compiled(f, c, own), cyclic_negatives(f, c, own, r=2))
-
-
-def test_threads_instruction_sets_and_poison():
-    centres = torch.randint(-2, 3, (60, 300)).float()
-    anchors, own = centres.repeat(3, 1) + 1, torch.arange(180) % 60
-    want = loop(anchors, centres, own, 4, 15)
-    for count in (1, 2, 3):
-        with threads(count), nan_poison():
-            assert OP(anchors, centres, own, 4, 15).tolist() == want
-    for name in ("default", "avx2", "avx512"):
-        try:
-            with isa(name):
-                assert OP(anchors, centres, own, 4, 15).tolist() == want
-        except ValueError:
-            continue
 
 
 def test_memory_is_linear():

@@ -6,22 +6,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_implementations import every_implementation
 from torch.nn.functional import cross_entropy, normalize
 
 import reidfast
-from reidfast import implementations
 from reidfast.ops import memory_loss, memory_update_
 from reidfast.ops.reference.memory_loss import memory_loss as reference
-from reidfast.testing import (
-    FLOATS,
-    assert_no_worse,
-    devices,
-    isa,
-    nan_poison,
-    peak_memory,
-    shape_id,
-    threads,
-)
+from reidfast.testing import FLOATS, assert_no_worse, peak_memory, shape_id
 
 METRICS = ("sqeuclidean", "dot")
 SHAPES = [  # M (0: the 2-D form), B, N, d: one, odd, past a tile, past a chunk, past a block of queries
@@ -32,25 +23,8 @@ SHAPES = [  # M (0: the 2-D form), B, N, d: one, odd, past a tile, past a chunk,
     ((0, 131, 600, 300), 7),
 ]
 OP = reidfast.implementations("memory_loss")["native"]
-
-
-def on_device(device, name):
-    function = implementations("memory_loss", device)[name]
-    on = lambda t: None if t is None else t.to(device)  # noqa: E731
-    return lambda x, w, k, targets, scale, metric, ex: function(on(x), on(w), k, on(targets), scale, metric, on(ex))
-
-
-ALL = [(device, name) for device in devices() for name in implementations("memory_loss", device)]
-
-
-@pytest.fixture(params=ALL, ids=shape_id)
-def impl(request):
-    return on_device(*request.param)
-
-
-@pytest.fixture(params=[of for of in ALL if of[1] != "reference"], ids=shape_id)
-def kernel(request):
-    return on_device(*request.param)
+impl = every_implementation("memory_loss")
+kernel = every_implementation("memory_loss", reference=False)
 
 
 def floor(dtype):
@@ -217,81 +191,6 @@ def test_bank_may_change_before_backward_with_k():
     memory_update_(bank, torch.arange(4), x.detach(), momentum=0.5)
     grad = torch.randn(loss.shape, generator=torch.Generator().manual_seed(1)).to(loss)
     assert torch.equal(torch.autograd.grad(loss, x, grad)[0], want)
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("parts", [0, 2])
-def test_gradcheck(metric, parts):
-    x, bank, targets, exclude = problem((parts, 3, 12, 4))
-    x, bank = x.requires_grad_(), bank.requires_grad_()
-    best = lambda x: memory_loss(x, bank.detach(), 3, scale=2.0, metric=metric, exclude=exclude)  # noqa: E731
-    target = lambda x, w: memory_loss(x, w, targets=targets, scale=2.0, metric=metric, exclude=exclude)  # noqa: E731
-    assert torch.autograd.gradcheck(best, (x,))
-    assert torch.autograd.gradcheck(target, (x, bank))
-
-
-@pytest.mark.parametrize("grads", [(True, True), (True, False), (False, True), (False, False)])
-def test_opcheck(grads):
-    x, bank, targets, exclude = problem((2, 3, 12, 4), torch.float32)
-    x, bank = x.requires_grad_(grads[0]), bank.requires_grad_(grads[1])
-    torch.library.opcheck(torch.ops.reidfast.memory_loss.default, (x, bank, None, targets, 2.0, "dot", exclude))
-    torch.library.opcheck(torch.ops.reidfast.memory_loss.default, (x, bank.detach(), 3, None, 2.0, "sqeuclidean", None))
-
-
-def test_no_double_backward():
-    x, bank, targets, _ = problem((0, 3, 12, 4))
-    x.requires_grad_()
-    for options in ({"k": 2}, {"targets": targets}):
-        (grad,) = torch.autograd.grad(memory_loss(x, bank, **options, scale=2.0).sum(), x, create_graph=True)
-        with pytest.raises(RuntimeError, match="memory_loss: double backward is not implemented"):
-            grad.sum().backward()
-
-
-@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
-def test_compiles_without_breaks(backend):
-    def function(x, bank, targets, exclude):
-        near = memory_loss(x, bank.detach(), 4, scale=3.0, exclude=exclude)
-        return near.sum() + memory_loss(x, bank, targets=targets, scale=3.0, metric="dot").sum()
-
-    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend=backend)
-    for shape in ((2, 5, 30, 6), (2, 9, 70, 11)):
-        x, bank, targets, exclude = problem(shape, torch.float32)
-        x, bank = x.requires_grad_(), bank.requires_grad_()
-        got = torch.autograd.grad(compiled(x, bank, targets, exclude), (x, bank))
-        torch.testing.assert_close(got, torch.autograd.grad(function(x, bank, targets, exclude), (x, bank)))
-
-
-def test_every_output_is_written():
-    x, bank, targets, exclude = problem((2, 9, 700, 33), torch.float32)
-    with nan_poison():
-        for args in ((4, None, 3.0, "dot", exclude), (None, targets, 3.0, "sqeuclidean", None)):
-            assert all(bool(t.isfinite().all()) for t in run(OP, x, bank, *args))
-
-
-@pytest.mark.parametrize("shape", [(2, 40, 9000, 64), (1, 7, 500, 33), (0, 200, 300, 40)], ids=shape_id)
-def test_same_bits_for_any_number_of_threads(shape):
-    x, bank, targets, exclude = problem(shape, torch.float32)
-    for args in ((5, None, 7.0, "sqeuclidean", exclude), (None, targets, 7.0, "dot", exclude)):
-        with threads(1):
-            one = run(OP, x, bank, *args)
-        for count in (2, 3):
-            with threads(count):
-                many = run(OP, x, bank, *args)
-            assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
-
-
-@pytest.mark.parametrize("name", ["default", "avx2", "avx512"])
-@pytest.mark.parametrize("dtype", FLOATS, ids=shape_id)
-def test_every_instruction_set(name, dtype):
-    x, bank, targets, exclude = problem((2, 11, 600, 70), dtype)
-    for args in ((6, None, 5.0, "sqeuclidean", exclude), (None, targets, 5.0, "dot", exclude)):
-        try:
-            with isa(name):
-                got = run(OP, x, bank, *args)
-        except ValueError as error:
-            pytest.skip(str(error))
-        exact, eager = run(reference, x.double(), bank.double(), *args), run(reference, x, bank, *args)
-        assert_no_worse(got, exact, eager, ulps=floor(dtype))
 
 
 @settings(deadline=None, max_examples=40)

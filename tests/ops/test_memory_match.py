@@ -1,28 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""memory_match against its float64 reference: values, both gradients, ties, extremes, files, compile, errors."""
+"""memory_match against its float64 reference: values, both gradients, ties, extremes, files, errors."""
 
 import numpy
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_implementations import every_implementation
 from torch.nn.functional import normalize
 
 import reidfast
-from reidfast import implementations
-from reidfast.ops import MemoryMatch, memory_match
+from reidfast.ops import memory_match
 from reidfast.ops.reference.memory_match import memory_match as reference
-from reidfast.testing import (
-    FLOATS,
-    assert_no_worse,
-    devices,
-    isa,
-    nan_poison,
-    peak_memory,
-    shape_id,
-    threads,
-)
+from reidfast.testing import FLOATS, assert_no_worse, peak_memory, shape_id
 
 METRICS = ("sqeuclidean", "dot")
 SHAPES = [  # M (0: the 2-D form), B, N, d: one, odd, past a tile, past a chunk, past a block of queries
@@ -33,25 +24,8 @@ SHAPES = [  # M (0: the 2-D form), B, N, d: one, odd, past a tile, past a chunk,
     ((0, 131, 600, 300), 7),
 ]
 OP = reidfast.implementations("memory_match")["native"]
-
-
-def on_device(device, name):
-    function = implementations("memory_match", device)[name]
-    on = lambda t: None if t is None else t.to(device)  # noqa: E731
-    return lambda x, bank, k, scale, metric, exclude: function(on(x), on(bank), k, scale, metric, on(exclude))
-
-
-ALL = [(device, name) for device in devices() for name in implementations("memory_match", device)]
-
-
-@pytest.fixture(params=ALL, ids=shape_id)
-def impl(request):
-    return on_device(*request.param)
-
-
-@pytest.fixture(params=[of for of in ALL if of[1] != "reference"], ids=shape_id)
-def kernel(request):
-    return on_device(*request.param)
+impl = every_implementation("memory_match")
+kernel = every_implementation("memory_match", reference=False)
 
 
 def floor(dtype):
@@ -178,6 +152,16 @@ def test_nan_rows_rank_last():
     assert memory_match(x, bank, 30, scale=1.0).topk_indices[:, 29].tolist() == [-1] * 4
 
 
+def test_indices_overwritten_before_backward_are_refused():
+    """numpy writes past the version counter; the gradient still never reads outside the bank."""
+    x, bank, _ = problem((2, 4, 30, 5), torch.float32)
+    for needs in ((True, False), (False, True), (True, True)):
+        found = memory_match(x.clone().requires_grad_(needs[0]), bank.clone().requires_grad_(needs[1]), 3, scale=1.0)
+        found.topk_indices.numpy()[...] = 10**12
+        with pytest.raises(IndexError, match="memory_match_backward: expected indices"):
+            found.topk_logits.sum().backward()
+
+
 def test_empty_inputs(impl):
     lse, logits, rows = impl(torch.zeros(0, 3), torch.ones(5, 3), 2, 1.0, "dot", None)
     assert lse.shape == (0,) and logits.shape == rows.shape == (0, 2)
@@ -191,15 +175,6 @@ def test_empty_inputs(impl):
     assert x.grad.shape == (0, 3) and torch.equal(bank.grad, torch.zeros(5, 3))
 
 
-def test_strides():
-    big = torch.randn(3, 400, 40, dtype=torch.float64)
-    x = torch.randn(6, 3, 20, dtype=torch.float64).transpose(0, 1)
-    for bank in (big[:, ::2, 3:23], big.transpose(1, 2)[:, :20].transpose(1, 2), big[:1, :, :20].expand(3, -1, -1)):
-        args = (4, 2.0, "sqeuclidean", None)
-        for a, b in zip(run(OP, x, bank, *args), run(reference, x, bank, *args), strict=True):
-            torch.testing.assert_close(a, b)
-
-
 def test_half_beside_float32():
     x, bank, exclude = problem((2, 9, 300, 24), torch.float32)
     for a, b in ((torch.bfloat16, torch.float32), (torch.float32, torch.float16), (torch.float16, torch.bfloat16)):
@@ -210,14 +185,6 @@ def test_half_beside_float32():
         assert_no_worse(got, exact, run(reference, x.to(a), bank.to(b), *args))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert memory_match(x.bfloat16(), bank, 3, scale=2.0).logsumexp.dtype == torch.float32
-
-
-@pytest.mark.parametrize("metric", METRICS)
-@pytest.mark.parametrize("parts", [0, 2])
-def test_gradcheck(metric, parts):
-    x, bank, exclude = problem((parts, 3, 12, 4))
-    function = lambda x, bank: memory_match(x, bank, 3, scale=2.0, metric=metric, exclude=exclude)[:2]  # noqa: E731
-    assert torch.autograd.gradcheck(function, (x.requires_grad_(), bank.requires_grad_()))
 
 
 def test_gradient_only_where_asked():
@@ -233,72 +200,12 @@ def test_gradient_only_where_asked():
     torch.testing.assert_close(a.grad, 4.0 * (bank[rows] - x))
 
 
-@pytest.mark.parametrize("grads", [(True, True), (True, False), (False, True), (False, False)])
-def test_opcheck(grads):
-    x, bank, exclude = problem((2, 3, 12, 4), torch.float32)
-    args = (x.requires_grad_(grads[0]), bank.requires_grad_(grads[1]), 3, 2.0, "sqeuclidean", exclude)
-    torch.library.opcheck(torch.ops.reidfast.memory_match.default, args)
-
-
-def test_no_double_backward():
-    x, bank, _ = problem((0, 3, 12, 4))
-    x.requires_grad_()
-    (grad,) = torch.autograd.grad(memory_match(x, bank, 3, scale=2.0)[0].sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="memory_match: double backward is not implemented"):
-        grad.sum().backward()
-
-
 def test_bank_changed_before_backward_is_noticed():
     x, bank, _ = problem((0, 3, 12, 4))
     found = memory_match(x.requires_grad_(), bank, 3, scale=2.0)
     reidfast.ops.memory_update_(bank, torch.tensor([1]), x[:1].detach(), momentum=0.5)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         found.topk_logits.sum().backward()
-
-
-def test_compiles_without_breaks():
-    function = lambda x, bank, e: memory_match(x, bank, 4, scale=3.0, exclude=e)  # noqa: E731
-    compiled = torch.compile(function, fullgraph=True, dynamic=True, backend="aot_eager")
-    for shape in ((2, 5, 30, 6), (2, 9, 70, 11)):
-        x, bank, exclude = problem(shape, torch.float32)
-        x, bank = x.requires_grad_(), bank.requires_grad_()
-        got, want = compiled(x, bank, exclude), function(x, bank, exclude)
-        assert isinstance(got, MemoryMatch) and torch.equal(got.topk_indices, want.topk_indices)
-        g = torch.autograd.grad(got.logsumexp.sum() + got.topk_logits.square().sum(), (x, bank))
-        w = torch.autograd.grad(want.logsumexp.sum() + want.topk_logits.square().sum(), (x, bank))
-        torch.testing.assert_close(g, w)
-
-
-def test_every_output_is_written():
-    x, bank, exclude = problem((2, 9, 700, 33), torch.float32)
-    with nan_poison():
-        for args in ((4, 3.0, "dot", exclude), (4, 3.0, "sqeuclidean", None)):
-            assert all(bool(t.isfinite().all()) for t in run(OP, x, bank, *args))
-
-
-@pytest.mark.parametrize("shape", [(2, 40, 9000, 64), (1, 7, 500, 33), (0, 200, 300, 40)], ids=shape_id)
-def test_same_bits_for_any_number_of_threads(shape):
-    x, bank, exclude = problem(shape, torch.float32)
-    with threads(1):
-        one = run(OP, x, bank, 5, 7.0, "sqeuclidean", exclude)
-    for count in (2, 3):
-        with threads(count):
-            many = run(OP, x, bank, 5, 7.0, "sqeuclidean", exclude)
-        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
-
-
-@pytest.mark.parametrize("name", ["default", "avx2", "avx512"])
-@pytest.mark.parametrize("dtype", FLOATS, ids=shape_id)
-def test_every_instruction_set(name, dtype):
-    x, bank, exclude = problem((2, 11, 600, 70), dtype)
-    args = (6, 5.0, "sqeuclidean", exclude)
-    try:
-        with isa(name):
-            got = run(OP, x, bank, *args)
-    except ValueError as error:
-        pytest.skip(str(error))
-    exact, eager = run(reference, x.double(), bank.double(), *args), run(reference, x, bank, *args)
-    assert_no_worse(got, exact, eager, ulps=floor(dtype))
 
 
 @settings(deadline=None, max_examples=40)

@@ -1,41 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""pool_patches against the mean of grid_sample: layouts, upright and general patches, extremes, autograd, errors."""
+"""pool_patches against the mean of grid_sample: layouts, upright and general patches, extremes, errors."""
 
 import pytest
 import torch
-from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_implementations import every_implementation
 from patch_inputs import LAYOUTS, SHAPES, feature_map, run, stripes, transforms, ulps
 
 import reidfast
-from reidfast import implementations
 from reidfast.ops import pool_patches, sample_patches
 from reidfast.ops.reference.pool_patches import pool_patches as reference
-from reidfast.testing import (
-    FLOATS,
-    assert_no_worse,
-    devices,
-    isa,
-    nan_poison,
-    peak_memory,
-    shape_id,
-    threads,
-)
+from reidfast.testing import FLOATS, assert_no_worse, peak_memory, shape_id
 
 OP = reidfast.implementations("pool_patches")["native"]
 LARGE = (1, 18, 24, 16, 13, (5, 5))  # more cells than one tile, more patches than one block of them
-
-
-IMPLEMENTATIONS = [(d, n) for d in devices() for n in implementations("pool_patches", d)]
-
-
-@pytest.fixture(params=[*IMPLEMENTATIONS, ("cpu", "cuda_emu")], ids=shape_id)
-def impl(request):
-    device, name = request.param
-    function = emulated("pool_patches") if name == "cuda_emu" else implementations("pool_patches", device)[name]
-    return lambda x, t, h, w, a: function(x.to(device), t.to(device), h, w, a)
+impl = every_implementation("pool_patches")
 
 
 def grads_for(x, theta, seed=1):
@@ -144,53 +125,6 @@ def test_empty_inputs():
         assert reference(x, theta, 3, 2, True).shape == (b, m, c)
 
 
-@pytest.mark.parametrize("kind", ["general", "upright"])
-def test_gradcheck(kind):
-    x = feature_map(2, 3, 5, 4).requires_grad_()
-    theta = transforms(2, 2, kind=kind, seed=5).requires_grad_()
-    for align_corners in (True, False):
-        assert torch.autograd.gradcheck(
-            lambda x, t: pool_patches(x, t, (3, 4), align_corners=align_corners),  # noqa: B023
-            (x, theta),
-        )
-
-
-def test_gradient_only_where_asked():
-    for layout in LAYOUTS:
-        for needs in ((True, False), (False, True)):
-            x, theta = feature_map(2, 20, 4, 4, layout=layout), transforms(2, 3)
-            x, theta = x.requires_grad_(needs[0]), theta.requires_grad_(needs[1])
-            pool_patches(x, theta).square().sum().backward()
-            assert [x.grad is not None, theta.grad is not None] == list(needs)
-            both = run(OP, x, theta, (4, 4), True, 2 * pool_patches(x, theta).detach())
-            torch.testing.assert_close(x.grad if needs[0] else theta.grad, both[1] if needs[0] else both[2])
-
-
-@pytest.mark.parametrize("grads", [(True, True), (False, False)], ids=str)
-def test_opcheck(grads):
-    for layout in LAYOUTS:
-        x = feature_map(2, 5, 4, 3, torch.float32, layout=layout).requires_grad_(grads[0])
-        theta = transforms(2, 3, torch.float32).requires_grad_(grads[1])
-        torch.library.opcheck(torch.ops.reidfast.pool_patches.default, (x, theta, 2, 3, True))
-
-
-def test_no_double_backward():
-    x, theta = feature_map(1, 2, 3, 3).requires_grad_(), transforms(1, 1).requires_grad_()
-    (grad,) = torch.autograd.grad(pool_patches(x, theta).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="pool_patches: double backward is not implemented"):
-        grad.sum().backward()
-
-
-def test_compiles_without_breaks():
-    compiled = torch.compile(lambda x, t: pool_patches(x, t) * 2, fullgraph=True, dynamic=True, backend="aot_eager")
-    for b, c, h, w in ((2, 5, 4, 3), (3, 9, 6, 5)):
-        x, theta = feature_map(b, c, h, w, torch.float32).requires_grad_(), transforms(b, 3, torch.float32)
-        theta = theta.requires_grad_()
-        grad = torch.randn(b, 3, c)
-        got = torch.autograd.grad(compiled(x, theta), (x, theta), grad)
-        torch.testing.assert_close(got, torch.autograd.grad(pool_patches(x, theta) * 2, (x, theta), grad))
-
-
 def test_export():
     class Pool(torch.nn.Module):
         def forward(self, x, theta):
@@ -200,43 +134,6 @@ def test_export():
     batch = torch.export.Dim("batch", min=2)
     exported = torch.export.export(Pool(), (x, theta), dynamic_shapes=({0: batch}, {0: batch}))
     torch.testing.assert_close(exported.module()(x[:3], theta[:3]), pool_patches(x[:3], theta[:3]))
-
-
-def test_every_output_is_written():
-    for layout in LAYOUTS:
-        x, theta = feature_map(2, 35, 5, 7, torch.float32, layout=layout), transforms(2, 3, torch.float32)
-        with nan_poison():
-            for result in run(OP, x, theta, (4, 3), True, torch.ones(2, 3, 35)):
-                assert bool(result.isfinite().all())
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("kind", ["general", "upright"])
-def test_same_bits_for_any_number_of_threads(layout, kind):
-    x = feature_map(5, 600, 12, 8, torch.float32, layout=layout)
-    theta = transforms(5, 6, torch.float32, kind=kind)
-    grad = grads_for(x, theta)
-    with threads(1):
-        one = run(OP, x, theta, (12, 8), True, grad)
-    for count in (2, 3, 7):
-        with threads(count):
-            many = run(OP, x, theta, (12, 8), True, grad)
-        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=shape_id)
-@pytest.mark.parametrize("name", ["default", "avx2", "avx512"])
-def test_every_instruction_set(name, dtype):
-    for layout in LAYOUTS:
-        x, theta = feature_map(2, 45, 7, 6, dtype, layout=layout), transforms(2, 7, dtype)
-        grad = grads_for(x, theta)
-        try:
-            with isa(name):
-                got = run(OP, x, theta, (6, 7), True, grad)
-        except ValueError as error:
-            pytest.skip(str(error))
-        exact = run(reference, x.double(), theta.double(), (6, 7), True, grad)
-        assert_no_worse(got, exact, run(reference, x, theta, (6, 7), True, grad), ulps=ulps(dtype))
 
 
 @settings(deadline=None, max_examples=60)

@@ -6,29 +6,18 @@ import math
 
 import pytest
 import torch
-from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_implementations import every_implementation
 
-import reidfast
 from reidfast import implementations
 from reidfast.ops import region_scores
 from reidfast.ops.reference.region_scores import region_scores as reference
-from reidfast.testing import FLOATS, assert_no_worse, devices, isa, nan_poison, shape_id, threads
+from reidfast.testing import FLOATS, assert_no_worse, shape_id
 
 SHAPES = [(1, 1, 1, 1), (2, 4, 4, 9), (3, 7, 13, 40), (5, 14, 14, 3000)]  # B, H, W, P
-OP = reidfast.implementations("region_scores")["native"]
 INF, NAN = math.inf, math.nan
-
-
-@pytest.fixture(
-    params=[*((d, n) for d in devices() for n in implementations("region_scores", d)), ("cpu", "cuda_emu")],
-    ids=shape_id,
-)
-def impl(request):
-    device, name = request.param
-    function = emulated("region_scores") if name == "cuda_emu" else implementations("region_scores", device)[name]
-    return lambda *inputs: function(*(t.to(device) for t in inputs))
+impl = every_implementation("region_scores")
 
 
 def make(shape, dtype=torch.float64, seed=0):
@@ -157,61 +146,6 @@ def test_empty(impl):
         out = impl(attention, torch.zeros(0, 4), none)
         assert out.shape == (0,)
         assert torch.equal(torch.autograd.grad(out.sum(), attention)[0], torch.zeros(shape))
-
-
-def test_gradcheck():
-    attention, boxes, index = make((2, 4, 5, 12))
-    function = lambda a: region_scores(a, boxes, index)  # noqa: E731
-    assert torch.autograd.gradcheck(function, attention.requires_grad_())
-
-
-@pytest.mark.parametrize("needs_grad", [False, True])
-def test_opcheck(needs_grad):
-    attention, boxes, index = make((2, 4, 5, 12), torch.float32)
-    torch.library.opcheck(
-        torch.ops.reidfast.region_scores.default, (attention.requires_grad_(needs_grad), boxes, index)
-    )
-    torch.library.opcheck(
-        torch.ops.reidfast.region_scores.default,
-        (attention.detach().transpose(1, 2).requires_grad_(needs_grad), boxes.double(), index),
-    )
-
-
-def test_no_double_backward():
-    attention, boxes, index = make((1, 3, 3, 2))
-    grad = torch.ones(2, dtype=torch.float64, requires_grad=True)
-    out = region_scores(attention.requires_grad_(), boxes, index)
-    (first,) = torch.autograd.grad(out, attention, grad, create_graph=True)
-    with pytest.raises(RuntimeError, match="region_scores: double backward is not implemented"):
-        first.sum().backward()
-
-
-def test_compiles_without_breaks():
-    compiled = torch.compile(region_scores, fullgraph=True, dynamic=True, backend="aot_eager")
-    for shape in ((2, 4, 5, 12), (3, 6, 7, 20)):
-        attention, boxes, index = make(shape, torch.float32)
-        grad = torch.randn(shape[3])
-        torch.testing.assert_close(
-            run(compiled, attention, boxes, index, grad), run(region_scores, attention, boxes, index, grad)
-        )
-
-
-def test_threads_instruction_sets_and_poison():
-    attention, boxes, index = make((6, 14, 14, 5000), torch.float32)
-    grad = torch.randn(5000)
-    results = []
-    for count in (1, 2, 3):
-        with threads(count), nan_poison():
-            results.append(run(OP, attention, boxes, index, grad))
-    assert all(t.isfinite().all() for t in results[0])
-    for name in ("default", "avx2", "avx512"):
-        try:
-            with isa(name):
-                results.append(run(OP, attention, boxes, index, grad))
-        except ValueError:
-            continue
-    for other in results[1:]:
-        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
 
 
 A, X, U = torch.ones(2, 3, 3), torch.ones(5, 4), torch.zeros(5, dtype=torch.int64)

@@ -1,41 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 # Copyright (c) 2026 the reidfast authors
-"""sample_patches against grid_sample: layouts, outside, extremes, integer positions, autograd, compile, errors."""
+"""sample_patches against grid_sample: layouts, outside, extremes, integer positions, errors."""
 
 import pytest
 import torch
-from cuda_emu import emulated
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_implementations import every_implementation
 from patch_inputs import LAYOUTS, SHAPES, feature_map, run, stripes, transforms, ulps
 from torch.nn.functional import affine_grid, grid_sample
 
 import reidfast
-from reidfast import implementations
 from reidfast.ops import sample_patches
 from reidfast.ops.reference.sample_patches import sample_patches as reference
-from reidfast.testing import (
-    FLOATS,
-    assert_no_worse,
-    devices,
-    isa,
-    nan_poison,
-    peak_memory,
-    shape_id,
-    threads,
-)
+from reidfast.testing import FLOATS, assert_no_worse, peak_memory, shape_id
 
 OP = reidfast.implementations("sample_patches")["native"]
-
-
-IMPLEMENTATIONS = [(d, n) for d in devices() for n in implementations("sample_patches", d)]
-
-
-@pytest.fixture(params=[*IMPLEMENTATIONS, ("cpu", "cuda_emu")], ids=shape_id)
-def impl(request):
-    device, name = request.param
-    function = emulated("sample_patches") if name == "cuda_emu" else implementations("sample_patches", device)[name]
-    return lambda x, t, h, w, a: function(x.to(device), t.to(device), h, w, a)
+impl = every_implementation("sample_patches")
 
 
 def grads_for(x, theta, size, seed=1):
@@ -172,93 +153,6 @@ def test_size_forms():
     assert sample_patches(x, theta, 3).shape == (1, 2, 2, 3, 3)
     torch.testing.assert_close(sample_patches(x, theta, (6, 4)), sample_patches(x, theta))
     torch.testing.assert_close(sample_patches(x, theta), reference(x, theta, 6, 4, True))
-
-
-@pytest.mark.parametrize("align_corners", [True, False])
-def test_gradcheck(align_corners):
-    x, theta = feature_map(2, 3, 5, 4).requires_grad_(), transforms(2, 2, seed=5).requires_grad_()
-    assert torch.autograd.gradcheck(lambda x, t: sample_patches(x, t, (3, 4), align_corners=align_corners), (x, theta))
-
-
-def test_gradient_only_where_asked():
-    for layout in LAYOUTS:
-        for needs in ((True, False), (False, True)):
-            x, theta = feature_map(2, 20, 4, 4, layout=layout), transforms(2, 3)
-            x, theta = x.requires_grad_(needs[0]), theta.requires_grad_(needs[1])
-            sample_patches(x, theta).square().sum().backward()
-            assert [x.grad is not None, theta.grad is not None] == list(needs)
-            both = run(OP, x, theta, (4, 4), True, 2 * sample_patches(x, theta).detach())
-            torch.testing.assert_close(x.grad if needs[0] else theta.grad, both[1] if needs[0] else both[2])
-
-
-@pytest.mark.parametrize("grads", [(True, True), (False, False)], ids=str)
-def test_opcheck(grads):
-    for layout in LAYOUTS:
-        x = feature_map(2, 5, 4, 3, torch.float32, layout=layout).requires_grad_(grads[0])
-        theta = transforms(2, 3, torch.float32).requires_grad_(grads[1])
-        torch.library.opcheck(torch.ops.reidfast.sample_patches.default, (x, theta, 2, 3, True))
-    torch.library.opcheck(
-        torch.ops.reidfast.sample_patches.default, (x.detach()[..., 1:].requires_grad_(grads[0]), theta, 2, 2, False)
-    )
-
-
-def test_no_double_backward():
-    x, theta = feature_map(1, 2, 3, 3).requires_grad_(), transforms(1, 1).requires_grad_()
-    (grad,) = torch.autograd.grad(sample_patches(x, theta).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError, match="sample_patches: double backward is not implemented"):
-        grad.sum().backward()
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_compiles_without_breaks(layout):
-    compiled = torch.compile(lambda x, t: sample_patches(x, t), fullgraph=True, dynamic=True, backend="aot_eager")
-    for b, c, h, w in ((2, 5, 4, 3), (3, 9, 6, 5)):
-        x = feature_map(b, c, h, w, torch.float32, layout=layout).requires_grad_()
-        theta = transforms(b, 3, torch.float32).requires_grad_()
-        grad = torch.randn(b, 3, c, h, w)
-        got = torch.autograd.grad(compiled(x, theta), (x, theta), grad)
-        torch.testing.assert_close(got, torch.autograd.grad(sample_patches(x, theta), (x, theta), grad))
-
-
-def test_autocast_takes_what_comes():
-    x, theta = feature_map(1, 4, 4, 4, torch.bfloat16), transforms(1, 2, torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert sample_patches(x, theta).dtype == torch.bfloat16
-
-
-def test_every_output_is_written():
-    for layout in LAYOUTS:
-        x, theta = feature_map(2, 35, 5, 7, torch.float32, layout=layout), transforms(2, 3, torch.float32)
-        with nan_poison():
-            for result in run(OP, x, theta, (4, 3), True, torch.ones(2, 3, 35, 4, 3)):
-                assert bool(result.isfinite().all())
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_same_bits_for_any_number_of_threads(layout):
-    x, theta = feature_map(5, 200, 12, 8, torch.float32, layout=layout), transforms(5, 6, torch.float32)
-    grad = grads_for(x, theta, (12, 8))
-    with threads(1):
-        one = run(OP, x, theta, (12, 8), True, grad)
-    for count in (2, 3, 7):
-        with threads(count):
-            many = run(OP, x, theta, (12, 8), True, grad)
-        assert all(torch.equal(a, b) for a, b in zip(one, many, strict=True))
-
-
-@pytest.mark.parametrize("dtype", FLOATS, ids=shape_id)
-@pytest.mark.parametrize("name", ["default", "avx2", "avx512"])
-def test_every_instruction_set(name, dtype):
-    for layout in LAYOUTS:
-        x, theta = feature_map(2, 45, 7, 6, dtype, layout=layout), transforms(2, 4, dtype)
-        grad = grads_for(x, theta, (6, 7))
-        try:
-            with isa(name):
-                got = run(OP, x, theta, (6, 7), True, grad)
-        except ValueError as error:
-            pytest.skip(str(error))
-        exact = run(reference, x.double(), theta.double(), (6, 7), True, grad)
-        assert_no_worse(got, exact, run(reference, x, theta, (6, 7), True, grad), ulps=ulps(dtype))
 
 
 @settings(deadline=None, max_examples=60)
