@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small_settings import parse, run
+from small_settings import SMALL_BACKBONE, parse, run
 from torch import nn
 
 pytest.importorskip("lightning", reason="needs the extra [train]")
@@ -19,36 +19,15 @@ pytest.importorskip("jsonargparse", reason="needs the extra [train]")
 from reidfast.data import load_dataset
 from reidfast.engine.methods import find_method
 from reidfast.engine.training import leave_processes
-from reidfast.models import Backbone, create_model, list_models, read_weights, register_model
+from reidfast.models import create_model, read_weights
 from reidfast.nn import FixedPatches
 
-
-class Small(Backbone):
-    """Three convolutions: enough for the colours of clothes."""
-
-    out_channels = feature_size = 32
-    stride = 8
-
-    def __init__(self):
-        super().__init__()
-        layers, before = [], 3
-        for channels in (16, 32, 32):
-            layers += [nn.Conv2d(before, channels, 3, 2, 1, bias=False), nn.BatchNorm2d(channels), nn.ReLU()]
-            before = channels
-        self.layers = nn.Sequential(*layers)
-
-    def forward_map(self, images):
-        return self.layers(images)
-
-
-if "small_test_backbone" not in list_models():
-    register_model("small_test_backbone", Small)
 
 COMMON = [
     "--data.name=synthetic",
     "--data.height=64",
     "--data.width=32",
-    "--model.backbone=small_test_backbone",
+    f"--model.backbone={SMALL_BACKBONE}",
     "--model.options={}",
     "--accelerator=cpu",
 ]
@@ -139,7 +118,7 @@ def test_the_network_is_what_the_card_of_the_source_says(source, tmp_path):
     with pytest.raises(ValueError, match="wrong shape|missing"):  # without its card, the settings have to fit
         (tmp_path / "weights.safetensors").write_bytes((source[0] / "weights.safetensors").read_bytes())
         config.source_checkpoint = str(tmp_path / "weights.safetensors")
-        config.model.backbone = "small_test_backbone"
+        config.model.backbone = SMALL_BACKBONE
         config.model.options = {}
         find_method("paul").build(config, find_method("paul").load(config))
 
