@@ -62,7 +62,9 @@ SETTINGS = {
     "strong_baseline": IDENTITIES,
     "casn": [*PAIRS, "--model.base_options={parts: 2, reduced: 16}"],
     "casn-ide": [*PAIRS, "--model.base_options={hidden: 16}"],
-    "cluster_contrast": [*IDENTITIES, f"--data.steps={STEPS}", "--loss.k1=4", "--loss.k2=2", "--loss.eps=0.4", "--loss.min_samples=1"],
+    "cluster_contrast": [
+        *IDENTITIES, f"--data.steps={STEPS}", "--loss.k1=4", "--loss.k2=2", "--loss.eps=0.4", "--loss.min_samples=1"
+    ],
     "paul": [*PATCHES, "--loss.k=3"],
     "paul-paper": [*PATCHES, "--loss.k=3"],
     "paul-osnet": [

@@ -22,7 +22,6 @@ from reidfast.engine.training import leave_processes
 from reidfast.models import create_model, read_weights
 from reidfast.nn import FixedPatches
 
-
 COMMON = [
     "--data.name=synthetic",
     "--data.height=64",

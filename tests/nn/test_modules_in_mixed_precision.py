@@ -36,7 +36,7 @@ def patches():
 
 
 def stim(frames):
-    return STIM(16, 8, hidden=8), (torch.randn(4, frames, 16, 6, 3),)
+    return STIM(16, 16, hidden=16), (torch.randn(4, frames, 16, 8, 4),)
 
 
 def quality():
