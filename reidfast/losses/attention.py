@@ -103,6 +103,7 @@ class AttentionLoss(nn.Module):
                 f"AttentionLoss: expected logits (B, N) or (B, P, N) and labels (B,), "
                 f"got {tuple(logits.shape)} and {tuple(labels.shape)}"
             )
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         scores = logits.softmax(2) if self.score == "probability" else logits.sigmoid()
         chosen = scores.gather(2, labels.view(-1, 1, 1).expand(-1, logits.shape[1], 1))
         return chosen.sum() / max(1, chosen.numel())

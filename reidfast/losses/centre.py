@@ -39,7 +39,8 @@ class CentreLoss(nn.Module):
             raise ValueError(f"CentreLoss: expected features (B, {self.centres.shape[1]}), got {tuple(features.shape)}")
         if labels.shape != features.shape[:1]:
             raise ValueError(f"CentreLoss: expected labels ({features.shape[0]},), got {tuple(labels.shape)}")
-        squared = (features - self.centres[labels].to(features.dtype)).square().sum(1).clamp(1e-12, 1e12)
+        wide = torch.promote_types(features.dtype, torch.float32)
+        squared = (features.to(wide) - self.centres[labels].to(wide)).square().sum(1).clamp(1e-12, 1e12)
         return squared.sum() / max(1, features.shape[0])
 
     @torch.no_grad()

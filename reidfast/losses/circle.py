@@ -36,7 +36,8 @@ class CircleLoss(nn.Module):
                 f"got {tuple(features.shape)} and {tuple(labels.shape)}"
             )
         x = functional.normalize(features.float() if features.dtype != torch.float64 else features, dim=1)
-        similarity = x @ x.t()
+        with torch.autocast(x.device.type, enabled=False):
+            similarity = x @ x.t()
         same = labels[:, None] == labels[None, :]
         positive = same & ~torch.eye(len(x), dtype=torch.bool, device=x.device)
         m, g = self.margin, self.scale

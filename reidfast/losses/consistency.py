@@ -151,8 +151,9 @@ class ConsistencyLoss(nn.Module):
                 f"ConsistencyLoss: expected two (B, h, w) and same (B,), "
                 f"got {tuple(first.shape)}, {tuple(second.shape)} and {tuple(same.shape)}"
             )
-        u1, none1 = self.profile(first)
-        u2, none2 = self.profile(second)
+        wide = torch.promote_types(first.dtype, torch.float32)
+        u1, none1 = self.profile(first.to(wide))
+        u2, none2 = self.profile(second.to(wide))
         defined = ~(none1 | none2)
         distances = torch.linalg.vector_norm(torch.where(defined.unsqueeze(1), u1 - u2, 0), dim=1)
         loss = (distances * same).sum() / same.sum().clamp(min=1)

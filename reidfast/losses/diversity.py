@@ -77,9 +77,11 @@ class KLDiversityLoss(nn.Module):
         batch, maps = a.shape[:2]
         if batch == 0 or maps < 2:
             return a.sum() * 0
+        a = a.to(torch.promote_types(a.dtype, torch.float32))  # float16 does not hold eps
         log = a.clamp_min(self.eps).log()
         own = (a * log).sum(2).sum() * (maps - 1)
-        cross = torch.einsum("bil,bjl->", a, log) - (a * log).sum()
+        with torch.autocast(a.device.type, enabled=False):  # the difference of two nearly equal sums
+            cross = torch.einsum("bil,bjl->", a, log) - (a * log).sum()
         return -self.weight * (own - cross) / (batch * maps * (maps - 1))
 
     def extra_repr(self) -> str:

@@ -53,6 +53,7 @@ class RegionShrinkageLoss(nn.Module):
                 f"RegionShrinkageLoss: expected logits (B, h, w), boxes (B, 4) and regions (B, 4), got "
                 f"{tuple(logits.shape)}, {tuple(boxes.shape)} and {tuple(regions.shape)}"
             )
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         target = attention_target(boxes, regions, (logits.shape[1], logits.shape[2])).to(logits.dtype)
         losses = -(target * F.log_softmax(logits.flatten(1), 1).view_as(logits)).sum((1, 2))
         if weights is None:

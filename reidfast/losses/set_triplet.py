@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -42,6 +43,8 @@ class SetTripletLoss(nn.Module):
                 f"SetTripletLoss: expected three (N, D) of one shape, "
                 f"got {tuple(anchor.shape)}, {tuple(positive.shape)}, {tuple(negative.shape)}"
             )
+        wide = torch.promote_types(anchor.dtype, torch.float32)
+        anchor, positive, negative = anchor.to(wide), positive.to(wide), negative.to(wide)
         if self.normalize:
             anchor, positive, negative = (functional.normalize(x, dim=1) for x in (anchor, positive, negative))
         alike = (anchor - positive).square().sum(1)

@@ -53,7 +53,7 @@ class DiverseAttention(nn.Module):
             raise ValueError(
                 f"DiverseAttention: expected features (B, {self.channels}, H, W), got {tuple(features.shape)}"
             )
-        return ops.diverse_attention(features, self.logits(self.trunk(features)).to(features.dtype))
+        return ops.diverse_attention(features, self.logits(self.trunk(features)))
 
     def extra_repr(self) -> str:
         """What the printed module adds."""

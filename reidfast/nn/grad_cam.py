@@ -84,7 +84,7 @@ def grad_cam_from_pooled(features: Tensor, gradient: Tensor, *, detach_weights: 
     if gradient.dim() == 3:
         gradient = gradient.sum(2)
     weights = gradient / (features.shape[2] * features.shape[3])
-    return ops.grad_cam(features, (weights.detach() if detach_weights else weights).to(features.dtype))
+    return ops.grad_cam(features, weights.detach() if detach_weights else weights)
 
 
 class GradCAM(nn.Module):

@@ -139,14 +139,16 @@ class PatchGenerator(nn.Module):
         return horizontal_stripes(self.patches)
 
     def transforms(self, features: Tensor) -> Tensor:
-        """Feature maps (B, C, H, W), at least 3 x 3 -> theta (B, M, 2, 3)."""
+        """Feature maps (B, C, H, W), at least 3 x 3 -> theta (B, M, 2, 3), under autocast too in the weights' dtype."""
         if features.dim() != 4 or features.shape[1] != self.conv.in_channels or min(features.shape[2:]) < 3:
             raise ValueError(
                 f"PatchGenerator: expected features (B, {self.conv.in_channels}, H, W) with H, W >= 3, "
                 f"got {tuple(features.shape)}"
             )
         x = self.pool(torch.relu(self.bn(self.conv(features)))).mean((-2, -1))
-        return self.fc2(torch.relu(self.fc1(x))).view(-1, self.patches, 2, 3)
+        x = torch.relu(self.fc1(x))
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 would move patches by some hundredths of a cell
+            return self.fc2(x.to(self.fc2.weight.dtype)).view(-1, self.patches, 2, 3)
 
     def sample(self, features: Tensor) -> Tensor:
         """Feature maps (B, C, H, W) -> the patches themselves, (B, M, C, h, w)."""

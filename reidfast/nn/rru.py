@@ -127,7 +127,7 @@ class RRU(nn.Module):
         for t in range(first, len(frames)):
             reduced = rows_product((refined - frames[t]).movedim(1, -1), difference).movedim(-1, 1)
             channel, spatial = self.gates(reduced + (seen[t] - before))
-            refined = ops.gated_update(channel.to(refined.dtype), spatial.to(refined.dtype), refined, frames[t])
+            refined = ops.gated_update(channel, spatial, refined, frames[t])
             out.append(refined)
             before = seen[t]
         whole = torch.stack([x.movedim(1, -1) for x in out])  # (T, B, H, W, C)

@@ -46,7 +46,7 @@ class TemporalAttention(nn.Module):
         if x.dim() != 4 or x.shape[2:] != self.weight.shape:
             parts, dim = self.weight.shape
             raise ValueError(f"TemporalAttention: expected features (B, N, {parts}, {dim}), got {tuple(x.shape)}")
-        return self.standardize * torch.einsum("bnkd,kd->bkn", x, self.weight.to(x.dtype))
+        return self.standardize * torch.einsum("bnkd,kd->bkn", x, self.weight)
 
     def weights(self, x: Tensor) -> Tensor:
         """Features (B, N, K, D) -> what each frame counts, (B, N, K); sums to 1 over N."""

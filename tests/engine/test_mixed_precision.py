@@ -64,7 +64,7 @@ SETTINGS = {
     "casn-ide": [*PAIRS, "--model.base_options={hidden: 16}"],
     "cluster_contrast": [
         *IDENTITIES, f"--data.steps={STEPS}", "--loss.k1=4", "--loss.k2=2", "--loss.eps=0.4", "--loss.min_samples=1"
-    ],  # fmt: skip
+    ],
     "paul": [*PATCHES, "--loss.k=3"],
     "paul-paper": [*PATCHES, "--loss.k=3"],
     "paul-osnet": [
@@ -104,15 +104,13 @@ def settings(name, folders, out, *more):
 
 
 def assert_learned(task, before, losses):
-    """Losses are finite, and what the optimiser holds has moved, as far as it had gradients."""
+    """Losses and parameters are finite, and the backbone and the method's own layers have moved."""
     assert len(losses) >= STEPS and all(torch.isfinite(x) for x in losses), losses
     after = dict(task.model.named_parameters())
-    assert all(bool(x.isfinite().all()) for x in after.values())
-    trained = [name for name, x in after.items() if x.requires_grad and x.grad is not None and bool(x.grad.any())]
-    assert all(not torch.equal(before[name], after[name]) for name in trained)
-    for part in (task.model.backbone.parameters(), task.model.head_parameters()):
-        ids = {id(x) for x in part}
-        assert any(id(after[name]) in ids for name in trained)
+    assert not [name for name, x in after.items() if not bool(x.isfinite().all())]
+    moved = {id(x) for name, x in after.items() if not torch.equal(before[name], x)}
+    assert any(id(x) in moved for x in task.model.backbone.parameters())
+    assert any(id(x) in moved for x in task.model.head_parameters())
 
 
 def parameters(task):
