@@ -77,14 +77,18 @@ def test_refuses_what_a_gpu_would(library):
 
 
 def asan_environment() -> dict[str, str]:
-    found = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
-    if not os.path.isabs(found):
+    # libstdc++ too: the sanitizer looks for __cxa_throw when it starts, and a kernel that refuses its inputs throws.
+    libraries = [
+        subprocess.run(["g++", f"-print-file-name={name}"], capture_output=True, text=True).stdout.strip()
+        for name in ("libasan.so", "libstdc++.so.6")
+    ]
+    if not all(map(os.path.isabs, libraries)):
         pytest.skip("g++ has no libasan.so here")
     options = "detect_leaks=0:abort_on_error=0:halt_on_error=1:exitcode=77"
     return {
         **os.environ,
         "LD_LIBRARY_PATH": str(Path(torch.__file__).parent / "lib"),  # what loads the emulation without torch
-        "LD_PRELOAD": found,
+        "LD_PRELOAD": ":".join(libraries),
         "ASAN_OPTIONS": options,
         "REID_CUDA_EMU_ASAN": "1",
         "PYTHONPATH": str(ROOT),
