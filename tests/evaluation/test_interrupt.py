@@ -22,6 +22,8 @@ CALLS = {
     "rank": "rank(x[:20000], x[20000:], ids[:20000], ids[20000:])",
 }
 SOURCE = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that starts a job behind it ignores Ctrl-C
 import torch
 from reidfast.evaluation import jaccard_graph, rank, rerank
 x = torch.randn(40000, 1024, generator=torch.Generator().manual_seed(0))
