@@ -179,6 +179,8 @@ class Op:
             raise clear from None
         if any(a is not b for a, b in zip(usable, inputs, strict=True)):
             return self(*usable)
+        if type(error) is RuntimeError and str(error).startswith(f"{self.name}: expected"):
+            raise ValueError(str(error)) from None  # torch 2.15 makes every C++ exception of a kernel a RuntimeError
         unserved = isinstance(error, NotImplementedError) or "this build has no code for" in str(error)
         if not unserved or _backends.forced() not in (None, "native"):
             raise error
